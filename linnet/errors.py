@@ -1,0 +1,52 @@
+"""Errors that speak to the user: one sentence that says what, where, and what to do.
+
+`cli.main` prints the message without a traceback and exits with `exit_code`. From Python they are
+ordinary exceptions; all but `Stopped` are ValueErrors.
+"""
+
+
+class LinnetError(ValueError):
+    """A mistake in the input that the user can mend."""
+
+    exit_code = 1
+
+
+class UsageError(LinnetError):
+    """A wrong command line: an unknown key, a value of the wrong type."""
+
+    exit_code = 2
+
+
+class DivergedError(LinnetError):
+    """The training does not converge any more: the loss or the gradients are not finite."""
+
+    exit_code = 3
+
+
+class DiskError(LinnetError):
+    """A write failed: disk full, quota, file size limit, input/output error."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(LinnetError):
+    """The work does not fit into memory."""
+
+    exit_code = 5
+
+
+class RunLockedError(LinnetError):
+    """Another process works on this run."""
+
+    exit_code = 6
+
+
+class Stopped(Exception):
+    """A signal stopped the training; its state is saved.
+
+    `exit_code` is 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
