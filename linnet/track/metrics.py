@@ -1,0 +1,206 @@
+"""Rows in a file: `metrics.jsonl` and `samples.jsonl` of a run.
+
+What: an append-only file of JSON lines, one row for each logged step, evaluation or sample.
+Why:  the numbers of a run must outlive every crash, and any other program must be able to read them.
+How:  a row is one `write` to a file opened for appending, so a killed process leaves whole rows and at most
+      one torn last line. `sync` forces the rows to the disk; the loop calls it before a checkpoint counts,
+      so that a checkpoint never knows a step that the rows do not. After a crash `cut_back` removes the
+      rows that are younger than the checkpoint; the resumed steps then write them again.
+
+A number that is not finite is written as `null`: NaN and Infinity are not JSON, and strict readers
+(browsers, jq, pandas) refuse the whole file over one of them. `read_metrics` gives NaN for it.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from linnet.errors import DiskError, LinnetError
+
+Row = dict[str, Any]
+
+
+class RowFile:
+    """A file of JSON lines, open for appending. Rows are on their way to the disk when `append` returns.
+
+    >>> with RowFile(Path("runs/mine/metrics.jsonl")) as metrics:
+    ...     metrics.append({"step": 1, "loss": 4.2})
+    ...     metrics.sync()
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder_synced = False
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            mend_last_line(self._file)
+        except OSError as error:
+            raise _disk_error(path, error, bytes_needed=0) from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row. A failing write leaves no half row behind; raises DiskError."""
+        line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode(errors="replace")
+        before = os.fstat(self._file).st_size
+        written = 0
+        try:
+            while written < len(line):  # a nearly full disk takes a part and reports the error next time
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise _disk_error(self.path, error, bytes_needed=len(line)) from error
+
+    def sync(self) -> None:
+        """Return when all rows, and the file's entry in its folder, are on the disk."""
+        try:
+            os.fsync(self._file)
+            if not self._folder_synced:
+                folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+                self._folder_synced = True
+        except OSError as error:
+            raise _disk_error(self.path, error, bytes_needed=0) from error
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def cut_back(path: Path, step: int) -> int:
+    """Remove the rows after `step` and a torn last line; returns how many rows went. No file: nothing to do.
+
+    Rows are written in the order of their steps, so the cut is one truncation: the file holds the old rows
+    or the kept ones, never something between.
+    """
+    if not path.exists():
+        return 0
+    end, removed = 0, 0
+    for row, _, line_end in _lines(path.read_bytes()):
+        if removed or (row is not None and step_of(row) > step):
+            removed += row is not None
+        elif row is not None:
+            end = line_end
+    try:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.ftruncate(file, end)
+            mend_last_line(file)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _disk_error(path, error, bytes_needed=0) from error
+    return removed
+
+
+def step_of(row: Row) -> int:
+    """The row's step; 0 where it has none."""
+    step = row.get("step")
+    return step if isinstance(step, int) else 0
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows; a torn last line and lines that are not JSON are left out. No file: no rows."""
+    return scan(path)[0]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a number that was not finite comes back as NaN."""
+    return [
+        {key: math.nan if value is None else value for key, value in row.items()} for row in read_rows(path)
+    ]
+
+
+def scan(path: Path) -> tuple[list[Row], list[int]]:
+    """The whole rows and the numbers (from 1) of damaged lines. A torn last line is not damage: it is what
+    a kill leaves, or what a process is writing right now."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise LinnetError(
+            f"{path} cannot be read ({error.strerror}): check what it is and its rights"
+        ) from error
+    rows: list[Row] = []
+    damaged: list[int] = []
+    for number, (row, whole, _) in enumerate(_lines(content), start=1):
+        if row is not None:
+            rows.append(row)
+        elif whole:
+            damaged.append(number)
+    return rows, damaged
+
+
+def mend_last_line(file: int) -> None:
+    """Make the open file end with a newline: a whole last row gets one, a torn one is cut off.
+
+    Without it the next row would be glued to the torn one, and both would be lost.
+    """
+    size = os.fstat(file).st_size
+    start, tail = size, b""
+    while start and b"\n" not in tail:  # from the end, so that a long file costs one small read
+        step = min(64 * 1024, start)
+        start -= step
+        tail = os.pread(file, step, start) + tail
+    last = tail.rfind(b"\n") + 1
+    if last == len(tail):
+        return
+    if _row(tail[last:]) is not None:
+        os.write(file, b"\n")
+    else:
+        os.ftruncate(file, start + last)
+
+
+def _lines(content: bytes) -> Iterator[tuple[Row | None, bool, int]]:
+    """(row or None, whether the line has its newline, offset of its end) for each line that is not empty."""
+    start = 0
+    while start < len(content):
+        newline = content.find(b"\n", start)
+        end = len(content) if newline < 0 else newline + 1
+        line = content[start:end]
+        if line.strip():
+            yield _row(line), newline >= 0, end
+        start = end
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        value = json.loads(line)
+    except ValueError:  # also what is not UTF-8
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _disk_error(path: Path, error: OSError, *, bytes_needed: int) -> DiskError:
+    need = f"; it needs {bytes_needed:,} bytes more" if bytes_needed else ""
+    return DiskError(f"could not write {path}: {error.strerror}{need}; free some space and start again")
