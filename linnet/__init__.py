@@ -1,0 +1,25 @@
+"""Linnet makes GPT-2 models out of your text on the machine you have.
+
+    import linnet
+    run = linnet.train("lines", data={"source": "data.txt"}, run="runs/mine")
+    model = linnet.load("runs/mine")
+    print(model.generate("Once upon a time", max_new_tokens=80, seed=1))
+
+Importing this package does not import torch: `train` and `load` do so when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "train"]
+
+if TYPE_CHECKING:
+    from linnet.api import load, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "train"):
+        from linnet import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'linnet' has no attribute {name!r}")

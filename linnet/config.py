@@ -1,0 +1,312 @@
+"""The recipe: the whole description of one run, as a TOML file and as typed Python.
+
+What   One small model for each part (data, tokenizer, model, train, sample, track). A stage is given its own part
+       and sees no other's.
+Why    A wrong key or value must be found before anything is computed, and answered with the key to type.
+How    `load_recipe("lines", ["data.source=notes.txt", "train.steps=200"])`; the docstring below each field is its
+       help text. `"auto"` means: chosen from data and machine at the start of the run, and the choice is said.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from linnet.errors import LinnetError, UsageError
+
+FORMAT_VERSION = 1
+RECIPES = Path(__file__).parent / "recipes"
+
+Auto = Literal["auto"]
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown keys are errors, values keep their type (no "5" for 5)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, frozen=True)
+
+
+class DataConfig(Part):
+    source: str | list[str] = ""
+    """A file, a folder, a glob, or a list of these."""
+    format: Literal["text", "lines"] = "text"
+    """How a row becomes an example: `text` (a document), `lines` (each line is one example)."""
+    validation: float | str = 0.1
+    """The share that is held out, or a source of its own. 0 holds out nothing."""
+    columns: dict[str, str] = {}
+    """Names of the columns, where they cannot be guessed."""
+    max_bad: float = Field(default=0.01, ge=0, le=1)
+    """The share of bad rows that is set aside before the run stops."""
+    prepared: str = "auto"
+    """Folder of the prepared data; auto: prepared/RECIPE-<hash>."""
+
+
+class TokenizerConfig(Part):
+    name: str = "auto"
+    """`gpt2`, `bpe` (trained on the data), `char`, a folder; auto: the initial model's, from scratch `bpe`."""
+    vocab_size: int = Field(default=8192, ge=257)
+    """Most entries of a `bpe` trained here; small texts get fewer."""
+
+
+class ModelConfig(Part):
+    init_from: str = "scratch"
+    """`scratch`, `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a run, a model folder or a hub name."""
+    n_layer: int = Field(default=6, gt=0)
+    """Blocks (from scratch)."""
+    n_head: int = Field(default=6, gt=0)
+    """Attention heads for each block (from scratch)."""
+    n_embd: int = Field(default=384, gt=0)
+    """Width (from scratch); a multiple of n_head."""
+    n_positions: int | Auto = "auto"
+    """Longest window of the model (from scratch); auto: block_size."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout during training."""
+
+
+class TrainConfig(Part):
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps. Setting it clears `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training data. Setting it clears `steps`."""
+    batch_size: int | Auto = "auto"
+    """Packed rows for one optimizer step, over all devices; auto: about 8,192 tokens, at least 20 steps an epoch."""
+    micro_batch_size: int | Auto = "auto"
+    """Rows computed at once; auto: what fits. It never changes the result beyond rounding."""
+    block_size: int | Auto = "auto"
+    """Tokens in a row; auto: the longest example (row formats), or what the text and the model allow."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon` for the blocks' matrices with AdamW for the rest."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak of the learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay, of matrices only."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises to its peak."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; `wsd` is warm-up, stable, decay over the last fifth."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the products; master weights and optimizer state are always fp32."""
+    seed: int = Field(default=1337, ge=0)
+    """Seed of the initial weights and of the order of the data."""
+    log_every: int = Field(default=1, gt=0)
+    """Steps between two rows of metrics.jsonl."""
+    eval_every: int | Auto = "auto"
+    """Steps between two evaluations; auto: a tenth of the run."""
+    eval_tokens: int = Field(default=100_000, gt=0)
+    """Most held-out tokens that an evaluation reads."""
+    save_every: int | Auto = "auto"
+    """Steps between two checkpoints; auto: a tenth of the run. The best and the last are saved in any case."""
+    keep: int = Field(default=2, gt=0)
+    """Newest checkpoints that are kept, beside the best."""
+    patience: int | Literal["off"] = "off"
+    """Stop early after so many evaluations without a new best."""
+    compile: bool = False
+    """torch.compile the network (slow first step)."""
+
+
+class SampleConfig(Part):
+    prompts: list[str] = [""]
+    """What the model is asked to continue at each evaluation."""
+    max_new_tokens: int = Field(default=60, ge=0)
+    """Length of these samples; 0 writes none."""
+    temperature: float = Field(default=0.8, ge=0)
+    """Temperature of these samples."""
+
+
+class TrackConfig(Part):
+    sinks: list[str] = []
+    """Places beside metrics.jsonl that receive the metrics."""
+
+
+class Recipe(Part):
+    format_version: int = FORMAT_VERSION
+    """Version of this file's layout."""
+    name: str = ""
+    """Name of the recipe; the default run is runs/NAME."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    track: TrackConfig = TrackConfig()
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a built-in recipe or a TOML file and lay overrides over it.
+
+    Args:
+        name_or_path: a name from `recipe_names()` or the path of a .toml file.
+        overrides: `KEY=VALUE` strings from a command line, or a mapping of dotted keys to typed values.
+
+    Raises:
+        UsageError: an unknown key or recipe, a value of the wrong type.
+        LinnetError: a file that is missing or is not TOML.
+    """
+    values = read_recipe_values(name_or_path)
+    return build_recipe(values, parse_overrides(overrides), where=name_or_path)
+
+
+def read_recipe_values(name_or_path: str) -> dict[str, Any]:
+    """The keys that a recipe file sets itself, as nested dictionaries; `name` is filled in."""
+    if name_or_path in recipe_names():
+        text = (RECIPES / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        return {"name": name_or_path} | tomllib.loads(text)
+    path = Path(name_or_path)
+    if not path.is_file():
+        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"built-in recipes are {', '.join(recipe_names())}."
+        raise UsageError(f"There is no recipe named {name_or_path} and no such file; {hint}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LinnetError(f"{path} is not valid TOML: {error}. Mend that place.") from error
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise LinnetError(
+            f"{path}: format_version is {version}, this Linnet reads {FORMAT_VERSION}; use the Linnet that wrote it."
+        )
+    return {"name": path.stem} | values
+
+
+def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `KEY=VALUE` strings into typed values by dotted key.
+
+    A VALUE is read as TOML if that fits the field's type, else as the plain string.
+
+    >>> parse_overrides(["train.steps=200", "data.source=notes.txt"])
+    {'train.steps': 200, 'data.source': 'notes.txt'}
+    """
+    typed: dict[str, Any] = {}
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            typed[key] = _fit(key, [value])
+        return typed
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise UsageError(f"{item!r} is not of the form KEY=VALUE; write for example train.steps=200.")
+        candidates: list[Any] = [text]
+        try:
+            candidates.insert(0, tomllib.loads(f"value = {text}")["value"])
+        except (tomllib.TOMLDecodeError, KeyError):
+            pass
+        typed[key.strip()] = _fit(key.strip(), candidates)
+    return typed
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parts as dotted keys: {"train": {"steps": 5}} -> {"train.steps": 5}. `data.columns` stays one value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in _fields():
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def build_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any], *, where: str) -> Recipe:
+    """Check `values` (nested, from a file), lay `overrides` (dotted, typed) over them and fill in the defaults.
+
+    Setting one of train.steps / train.epochs in the overrides clears the other; both in one file is an error.
+    """
+    flat = flatten(values)
+    flat = {key: _fit(key, [value], where=where) for key, value in flat.items()}
+    if "train.steps" in flat and "train.epochs" in flat:
+        raise UsageError(f"{where}: train.steps and train.epochs are both set; keep one of them.")
+    if "train.steps" in overrides and "train.epochs" in overrides:
+        raise UsageError("train.steps and train.epochs are both given; keep one of them.")
+    for chosen, cleared in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
+        if chosen in overrides:
+            flat.pop(cleared, None)
+    flat |= overrides
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        part, _, field = key.rpartition(".")
+        (nested.setdefault(part, {}) if part else nested)[field] = value
+    recipe = Recipe.model_validate(nested)
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Rules between keys."""
+    model, train = recipe.model, recipe.train
+    if model.init_from == "scratch" and model.n_embd % model.n_head:
+        raise UsageError(
+            f"model.n_embd={model.n_embd} is not divisible by model.n_head={model.n_head}; "
+            f"set for example model.n_embd={-(-model.n_embd // model.n_head) * model.n_head}."
+        )
+    for key in ("batch_size", "micro_batch_size", "block_size", "eval_every", "save_every", "patience"):
+        value = getattr(train, key)
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"train.{key}={value} must be at least 1.")
+    if isinstance(recipe.data.validation, float) and not 0 <= recipe.data.validation < 1:
+        raise UsageError(f"data.validation={recipe.data.validation} must be at least 0 and below 1, or a source.")
+    positions, block = model.n_positions, train.block_size
+    if model.init_from == "scratch" and positions != "auto" and block != "auto" and block > positions:
+        raise UsageError(
+            f"train.block_size={block} is over the model's positions, model.n_positions={positions}; "
+            f"set train.block_size={positions} or model.n_positions={block}."
+        )
+
+
+def _fields() -> dict[str, Any]:
+    """Every dotted key with its pydantic field."""
+    fields: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, Part):
+            fields |= {f"{name}.{key}": inner for key, inner in part.model_fields.items()}
+        else:
+            fields[name] = field
+    return fields
+
+
+def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
+    """The first candidate that fits the key's type; an error that names key, value and what is expected."""
+    fields = _fields()
+    place = f"{where}: " if where else ""
+    if key not in fields:
+        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+        by_last = [name for name in fields if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = (by_last or near)[:1]
+        raise UsageError(f"{place}there is no key {key}; " + (f"did you mean {hint[0]}?" if hint else "see docs/recipes.md."))
+    field = fields[key]
+    adapter = TypeAdapter(_annotated(field), config=ConfigDict(strict=True))
+    complaint = ""
+    for candidate in candidates:
+        try:
+            return adapter.validate_python(candidate)
+        except ValidationError as error:
+            complaint = complaint or "; or ".join(dict.fromkeys(_plain(entry["msg"]) for entry in error.errors()))
+    raise UsageError(f"{place}{key}={candidates[-1]!r} does not fit: {complaint}.")
+
+
+def _annotated(field: Any) -> Any:
+    """A field's type together with its bounds."""
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def _plain(message: str) -> str:
+    """Pydantic's wording, shortened: 'Input should be a valid integer' -> 'should be a valid integer'."""
+    return message.removeprefix("Input ").split(", unable")[0]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML with every default written out; unset `steps` / `epochs` are left out."""
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
