@@ -1,0 +1,240 @@
+"""GPT-2, the network: token ids go in, one vector per token comes out.
+
+Why another one: it has to be read in a sitting, train fast on two cores, and equal the published GPT-2 to the
+last rounding (pre-LN, learned positions, tanh-GELU, head tied to the token embedding, eps 1e-5). The names are
+those of the published weights (`wte`, `wpe`, `h`, `ln_1`, `c_attn`, ...), so that loading is renaming and
+transposing: transformers keeps these matrices as `Conv1D` [in, out], `nn.Linear` keeps [out, in].
+How: `hidden = model(ids)`, then `model.logits(hidden)`; the loss (`linnet.model.loss`) never builds all logits.
+
+Shapes: B rows (batch), T tokens of a row, C channels (`n_embd`), H heads, D = C / H, V vocabulary, L layers,
+S room of the cache. Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2. Defaults are those of the smallest published one, but for dropout (0.1 there)."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}, but must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: "
+                f"each head gets n_embd / n_head channels, so change one of the two"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1")
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; the tied head counts once (124,439,808 for `gpt2`)."""
+        c = self.n_embd
+        block = (4 * c) + (3 * c * c + 3 * c) + (c * c + c) + (4 * c * c + 4 * c) + (4 * c * c + c)
+        return self.vocab_size * c + self.n_positions * c + self.n_layer * block + 2 * c
+
+
+SIZES: dict[str, GPT2Config] = {
+    "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),  # 124 M weights
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),  # 355 M
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),  # 774 M
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),  # 1,558 M
+}
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, with room for `size` positions, allocated once.
+
+    Bytes: 2 * n_layer * B * size * n_embd * bytes per number; `gpt2`, one row of 1,024 in fp32: 75 MB.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        *,
+        size: int,
+        batch_size: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        head_size = config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, config.n_head, size, head_size)  # [L, B, H, S, D]
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.size = size
+        self.length = 0  # positions filled; GPT2.forward moves it on
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the [B, H, T, D] keys and values of new tokens; return those of all tokens so far."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self.length = 0
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H heads."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v stacked
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int) -> Tensor:
+        batch, length, channels = x.shape
+        heads = (batch, length, self.n_head, channels // self.n_head)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(channels, dim=2))
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(batch, length, channels))
+        return out
+
+
+class MLP(nn.Module):
+    """Widen fourfold, tanh-GELU, narrow again."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), mask=mask, causal=causal, cache=cache, layer=layer))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+
+class GPT2(nn.Module):
+    """The whole network. The same seed gives the same weights; on the `meta` device none are made."""
+
+    def __init__(self, config: GPT2Config, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # torch would fill 124 M weights with numbers that we overwrite: a second
+            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+            self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+            self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+            self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if device.type != "meta":
+            self.to_empty(device="cpu")  # always on the CPU first: other devices draw other numbers
+            self.initialize(seed)
+            self.to(device)
+
+    @classmethod
+    def without_weights(cls, config: GPT2Config) -> Self:
+        """The modules on the `meta` device, for `load_state_dict(..., assign=True)`."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """GPT-2's start: N(0, 0.02) for matrices, residual ones divided by sqrt(2 L); biases 0, norms 1."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith("c_proj.weight")
+                scale = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                parameter.normal_(0.0, scale, generator=generator)
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm.
+
+        ids [B, T] int64. positions [B, T] int64; None counts up from 0, or from the end of the cache.
+        segments [B, T] int: the example that each token belongs to; tokens see earlier ones of their own
+        example only; None: the row is one example. cache: holds the tokens before `ids` and takes these in.
+        Returns [B, T, C]. ValueError if the tokens do not fit into `n_positions` or into the cache.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        room = self.config.n_positions if cache is None else min(cache.size, self.config.n_positions)
+        if end > room:
+            raise ValueError(f"{end} tokens do not fit into {room} positions (n_positions or the cache)")
+        if segments is not None and cache is not None:
+            raise ValueError("segments and cache exclude each other: a cache holds one example per row")
+
+        x = self.wte(ids) + (self.wpe.weight[start:end] if positions is None else self.wpe(positions))
+        if self.config.dropout and self.training:
+            x = F.dropout(x, self.config.dropout)
+        mask = self.attention_mask(x, segments=segments, start=start)
+        # A single new token sees everything: neither mask nor causality is needed.
+        causal = mask is None and start == 0 and ids.shape[1] > 1
+        for layer, block in enumerate(self.h):
+            x = block(x, mask=mask, causal=causal, cache=cache, layer=layer)
+        if cache is not None:
+            cache.length = end
+        out: Tensor = self.ln_f(x)
+        return out
+
+    def attention_mask(self, x: Tensor, *, segments: Tensor | None, start: int) -> Tensor | None:
+        """What is added to the scores: 0 where a token may look, -inf elsewhere; None: plain causal.
+
+        Made once for all layers and in the dtype of the attention: a boolean one is converted in each layer.
+        """
+        length = x.shape[1]
+        if segments is None and (start == 0 or length == 1):
+            return None
+        device_type = x.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+        allowed = torch.ones(length, start + length, dtype=torch.bool, device=x.device).tril_(start)  # [T, S]
+        if segments is not None:
+            same = segments[:, None, :, None] == segments[:, None, None, :]
+            allowed = allowed & same  # [B, 1, T, T]
+        return torch.zeros(allowed.shape, dtype=dtype, device=x.device).masked_fill_(~allowed, -torch.inf)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: hidden [..., C] -> [..., V], by the tied head."""
+        return F.linear(hidden, self.wte.weight)
