@@ -96,7 +96,7 @@ def test_adamw_is_torchs_with_decay_on_matrices_only():
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [(FP32, 1e-4), (BF16, 0.1)])
+@pytest.mark.parametrize(("precision", "tolerance"), [(FP32, 1e-4), (BF16, 0.2)])
 def test_muon_is_torchs_with_qkv_as_three_matrices(precision, tolerance, monkeypatch):
     """torch.optim.Muon is always in bf16; its cast is taken out for the sharp comparison."""
     if precision == FP32:
