@@ -9,6 +9,7 @@ How    `load_recipe("lines", ["data.source=notes.txt", "train.steps=200"])`; the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -199,10 +200,8 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, A
         if not separator:
             raise UsageError(f"{item!r} is not of the form KEY=VALUE; write for example train.steps=200.")
         candidates: list[Any] = [text]
-        try:
+        with contextlib.suppress(tomllib.TOMLDecodeError):
             candidates.insert(0, tomllib.loads(f"value = {text}")["value"])
-        except (tomllib.TOMLDecodeError, KeyError):
-            pass
         typed[key.strip()] = _fit(key.strip(), candidates)
     return typed
 
@@ -256,7 +255,9 @@ def _check_together(recipe: Recipe) -> None:
         if isinstance(value, int) and value < 1:
             raise UsageError(f"train.{key}={value} must be at least 1.")
     if isinstance(recipe.data.validation, float) and not 0 <= recipe.data.validation < 1:
-        raise UsageError(f"data.validation={recipe.data.validation} must be at least 0 and below 1, or a source.")
+        raise UsageError(
+            f"data.validation={recipe.data.validation} must be at least 0 and below 1, or a source."
+        )
     positions, block = model.n_positions, train.block_size
     if model.init_from == "scratch" and positions != "auto" and block != "auto" and block > positions:
         raise UsageError(
@@ -285,7 +286,10 @@ def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
         near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
         by_last = [name for name in fields if name.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = (by_last or near)[:1]
-        raise UsageError(f"{place}there is no key {key}; " + (f"did you mean {hint[0]}?" if hint else "see docs/recipes.md."))
+        raise UsageError(
+            f"{place}there is no key {key}; "
+            + (f"did you mean {hint[0]}?" if hint else "see docs/recipes.md.")
+        )
     field = fields[key]
     adapter = TypeAdapter(_annotated(field), config=ConfigDict(strict=True))
     complaint = ""
@@ -293,7 +297,9 @@ def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
         try:
             return adapter.validate_python(candidate)
         except ValidationError as error:
-            complaint = complaint or "; or ".join(dict.fromkeys(_plain(entry["msg"]) for entry in error.errors()))
+            complaint = complaint or "; or ".join(
+                dict.fromkeys(_plain(entry["msg"]) for entry in error.errors())
+            )
     raise UsageError(f"{place}{key}={candidates[-1]!r} does not fit: {complaint}.")
 
 

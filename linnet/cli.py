@@ -1,0 +1,215 @@
+"""The command line: one function for each verb, which calls the API or one stage.
+
+What   `linnet VERB ...`. A verb's docstring is its help text.
+Why    `linnet --help` must answer at once: a stage, and torch with it, is imported only when its verb is called.
+How    Errors that speak to the user (`linnet.errors`) become one line on stderr and their exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from linnet.errors import LinnetError, OutOfMemoryError, Stopped, UsageError
+
+app = typer.Typer(
+    help="GPT-2 models out of your text, on the machine you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A built-in recipe or the path of a .toml file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, such as train.steps=200."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def linnet(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """GPT-2 models out of your text, on the machine you have."""
+    if version:
+        import linnet
+
+        print(f"linnet {linnet.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo")) -> None:
+    """Train a miniature GPT-2 on the documentation that every Python brings along.
+
+    Needs no network and no data. Shows the model's text before, midway and after.
+    """
+    from linnet.demo import run_demo
+
+    run_demo(run)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
+    """Read, split, tokenize and store the data of a recipe.
+
+    `linnet train` does it by itself when needed.
+    """
+    from linnet import api
+
+    report = api.prepare(recipe, overrides=overrides or [])
+    if as_json:
+        print(json.dumps(report))
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    *,
+    run: Annotated[str, typer.Option(help="Folder of the run; auto: runs/RECIPE.")] = "auto",
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although data, tokenizer or recipe have changed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the settings and the first batch, then stop.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time of a step goes, then stop.")
+    ] = False,
+) -> None:
+    """Train a model, or go on where the run stopped.
+
+    Ctrl-C and SIGTERM save first; the same command goes on. Exit codes: 3 diverged, 4 disk, 5 memory, 6 locked,
+    130/143 stopped by a signal.
+    """
+    from linnet import api
+
+    api.train(
+        recipe,
+        run=run,
+        overrides=overrides or [],
+        accept_changes=accept_changes,
+        only="dry-run" if dry_run else "profile" if profile else "train",
+    )
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run, a model folder or a name on the hub.")
+    ],
+    prompt: Annotated[str, typer.Argument(help="What the model continues; - reads it from stdin.")] = "",
+    *,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write, without the prompt.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that have this share together.")
+    ] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one's.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Over 1: make seen tokens less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    end_at_sentence: Annotated[
+        bool, typer.Option("--end-at-sentence", help="Cut after the last whole sentence.")
+    ] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each piece as it is written.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take the prompt as it is, without the model's template.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Write on from a prompt; only the new text goes to stdout."""
+    if stream and as_json:
+        raise UsageError("--stream and --json exclude each other: JSON is printed once, at the end.")
+    from linnet import api
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or [],
+        "seed": seed,
+        "end_at_sentence": end_at_sentence,
+    }
+    loaded = api.load(model, precision=precision)
+    if stream:
+        for piece in loaded.stream(text, **settings):
+            print(piece, end="", flush=True)
+        print()
+        return
+    completion = loaded.complete(text, **settings)
+    if as_json:
+        print(json.dumps(vars(completion)))
+    else:
+        print(completion.text)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of runs.")] = Path("runs"),
+    *,
+    plot: Annotated[Path | None, typer.Option(help="Put all loss curves into this picture.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs of a folder side by side."""
+    from linnet.track import runs as table
+
+    table.show(folder, plot=plot, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line and exit with the code that `linnet.errors` promises."""
+    try:
+        code = app(standalone_mode=False) or 0
+    except (LinnetError, Stopped) as error:
+        code = _fail(str(error), error.exit_code)
+    except typer.Abort:  # Ctrl-C outside of a training: nothing is to be saved.
+        code = _fail("stopped", 130)
+    except BrokenPipeError:  # The reader of `linnet ... | head` has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (MemoryError, OSError, RuntimeError) as error:
+        code = _fail_on_machine(error)
+    except Exception as error:
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()  # A usage error of the command line itself.
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"linnet: {message}", file=sys.stderr)
+    return code
+
+
+def _fail_on_machine(error: MemoryError | OSError | RuntimeError) -> int:
+    """Memory and disk: what the machine refused, in one sentence. Anything else is a bug and keeps its traceback."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        advice = "set a smaller train.micro_batch_size or train.block_size, or take a smaller model"
+        return _fail(
+            f"The memory does not suffice ({text.splitlines()[0][:120] if text else 'malloc'}); {advice}.",
+            OutOfMemoryError.exit_code,
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        code = 4 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else 1
+        return _fail(f"{error.filename}: {error.strerror}; check the path and its rights.", code)
+    raise error

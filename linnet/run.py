@@ -1,0 +1,137 @@
+"""The run folder: everything that one training knows, and whether it may go on.
+
+What   `RunFolder` names the files; `compare_recipes` says what changed since the last start.
+Why    A run is started, killed, resumed and extended, by the same command. Whatever would silently make it another
+       run is refused by the name of the field.
+How    The recipe that counts is the one in the newest checkpoint; recipe.toml is its readable copy.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linnet import files
+from linnet.config import Recipe, dump_recipe, flatten
+from linnet.device import describe_machine
+from linnet.errors import LinnetError
+from linnet.train.plan import Plan
+
+FREE_TO_CHANGE = {
+    "train.micro_batch_size",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "track.sinks",
+}
+LENGTH = {"train.steps", "train.epochs"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run below `root`."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.toml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """recipe.toml with every default written out; "auto" stays "auto"."""
+        files.write_file(self.recipe, [dump_recipe(recipe).encode()])
+
+    def write_environment(
+        self, plan: Plan, *, parents: Mapping[str, Any], changes: list[Change], step: int
+    ) -> None:
+        """Add this start to environment.json: machine, what "auto" became and why, command, changes."""
+        starts: list[Any] = []
+        if step > 0 and self.environment.is_file():
+            try:
+                starts = json.loads(self.environment.read_bytes())["starts"]
+            except (ValueError, KeyError, TypeError):
+                starts = []
+        start = {
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join(sys.argv),
+            "machine": describe_machine(),
+            "choices": {key: {"value": c.value, "reason": c.reason} for key, c in plan.choices.items()},
+            "changes": [vars(change) for change in changes],
+        }
+        files.write_json(self.environment, {"parents": dict(parents), "starts": [*starts, start]})
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value differs between the run so far and now."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {_show(self.old)} and is {_show(self.new)} now"
+
+
+def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """All differing keys of two recipes, as nested dictionaries."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def refuse_changes(changes: list[Change], *, steps: tuple[int, int], root: Path, accepted: bool) -> None:
+    """Raise for the first change that would make the run another one.
+
+    Free are the keys in FREE_TO_CHANGE, and `steps` / `epochs` where the run gets longer. `accepted`
+    (--accept-changes) allows all.
+
+    Args:
+        steps: planned steps before and now.
+
+    Raises:
+        LinnetError: names the field, both values and the ways out.
+    """
+    longer = steps[1] >= steps[0]
+    for change in changes:
+        if accepted or change.key in FREE_TO_CHANGE or (change.key in LENGTH and longer):
+            continue
+        raise LinnetError(
+            f"{change}, but {root} was trained with the old value: go back to it, start another run with "
+            f"--run {root}-2, or go on with the new one with --accept-changes."
+        )
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is None else str(value)
