@@ -21,8 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from linnet.errors import DiskError, LinnetError
+from linnet.files import disk_errors, operations
 
 Row = dict[str, Any]
+
+_APPEND = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class RowFile:
@@ -36,38 +39,31 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._folder_synced = False
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with disk_errors(path):
+            self._file = os.open(path, _APPEND | os.O_CREAT, 0o666)
             mend_last_line(self._file)
-        except OSError as error:
-            raise _disk_error(path, error, bytes_needed=0) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. A failing write leaves no half row behind; raises DiskError."""
         line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode(errors="replace")
         before = os.fstat(self._file).st_size
-        written = 0
+        rest = memoryview(line)
         try:
-            while written < len(line):  # a nearly full disk takes a part and reports the error next time
-                written += os.write(self._file, line[written:])
-        except OSError as error:
+            with disk_errors(self.path, needed=before + len(line)):
+                while rest:  # a nearly full disk takes a part and reports the error next time
+                    rest = rest[operations.write(self._file, rest) :]
+        except (DiskError, OSError):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
-            raise _disk_error(self.path, error, bytes_needed=len(line)) from error
+            raise
 
     def sync(self) -> None:
         """Return when all rows, and the file's entry in its folder, are on the disk."""
-        try:
-            os.fsync(self._file)
+        with disk_errors(self.path):
+            operations.fsync(self._file)
             if not self._folder_synced:
-                folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                operations.sync(self.path.parent)
                 self._folder_synced = True
-        except OSError as error:
-            raise _disk_error(self.path, error, bytes_needed=0) from error
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -98,16 +94,14 @@ def cut_back(path: Path, step: int) -> int:
             removed += row is not None
         elif row is not None:
             end = line_end
-    try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    with disk_errors(path):
+        file = os.open(path, _APPEND)
         try:
             os.ftruncate(file, end)
             mend_last_line(file)
-            os.fsync(file)
+            operations.fsync(file)
         finally:
             os.close(file)
-    except OSError as error:
-        raise _disk_error(path, error, bytes_needed=0) from error
     return removed
 
 
@@ -160,7 +154,8 @@ def mend_last_line(file: int) -> None:
     while start and b"\n" not in tail:  # from the end, so that a long file costs one small read
         step = min(64 * 1024, start)
         start -= step
-        tail = os.pread(file, step, start) + tail
+        os.lseek(file, start, os.SEEK_SET)
+        tail = os.read(file, step) + tail
     last = tail.rfind(b"\n") + 1
     if last == len(tail):
         return
@@ -185,7 +180,7 @@ def _lines(content: bytes) -> Iterator[tuple[Row | None, bool, int]]:
 def _row(line: bytes) -> Row | None:
     try:
         value = json.loads(line)
-    except ValueError:  # also what is not UTF-8
+    except (ValueError, RecursionError):  # ValueError: also what is not UTF-8
         return None
     return value if isinstance(value, dict) else None
 
@@ -199,8 +194,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _disk_error(path: Path, error: OSError, *, bytes_needed: int) -> DiskError:
-    need = f"; it needs {bytes_needed:,} bytes more" if bytes_needed else ""
-    return DiskError(f"could not write {path}: {error.strerror}{need}; free some space and start again")

@@ -9,6 +9,7 @@ The vertical axis is logarithmic where the losses differ more than twofold: from
 about 10 to 3 in the first percent of the run, and the rest, which matters, would be a flat line.
 """
 
+import io
 import itertools
 import math
 import os
@@ -24,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from linnet.errors import DiskError
+from linnet.files import write_file
 from linnet.track.metrics import Row, read_metrics
 
 Floats = NDArray[np.float64]
@@ -277,15 +278,11 @@ def _figure(path: Path) -> Iterator[Any]:
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure.add_subplot()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a glyph that the font lacks is drawn as a box
-            figure.savefig(temporary, format="png", metadata={"Software": None})
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"could not write {path}: {error.strerror}; free some space and try again") from error
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that the font lacks is drawn as a box
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    write_file(path, [picture.getvalue()])
 
 
 @contextmanager

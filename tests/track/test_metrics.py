@@ -147,7 +147,7 @@ def test_a_missing_file_has_no_rows_and_a_folder_is_a_clear_error(tmp_path: Path
     assert cut_back(tmp_path / "none.jsonl", 3) == 0
     with pytest.raises(LinnetError, match="cannot be read"):
         read_rows(tmp_path)
-    with pytest.raises(DiskError, match="could not write"):
+    with pytest.raises(IsADirectoryError):
         RowFile(tmp_path)
 
 
@@ -161,7 +161,9 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         with RowFile(path) as file:
             file.append(row)
-            with pytest.raises(DiskError, match=r"metrics\.jsonl.* bytes more"):
+            with pytest.raises(
+                DiskError, match=r"larger than the system allows.*metrics\.jsonl needs [\d,]+ bytes"
+            ):
                 file.append(row)
             assert path.read_bytes().count(b"\n") == 1
             assert path.read_bytes().endswith(b"\n")

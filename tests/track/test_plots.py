@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linnet.errors import DiskError
 from linnet.track.metrics import Row, RowFile
 from linnet.track.plots import SMOOTHED, VALIDATION, Curve, moving_mean, plot_run, plot_runs, thin_out
 
@@ -125,8 +124,12 @@ def test_best_is_the_first_lowest_finite_validation_loss() -> None:
     assert Curve.of([{"step": 1, "loss": 2.0}]).best is None
 
 
-def test_a_place_that_cannot_be_written_is_a_disk_error(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match="could not write"):
+def test_an_old_picture_is_replaced_and_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", fall(5))
+    (folder / "loss.png").write_bytes(b"old")
+    assert plot_run(folder) is not None
+    assert (folder / "loss.png").stat().st_size > 5_000
+    with pytest.raises(OSError, match="missing"):
         plot_runs({"mine": fall(5)}, tmp_path / "missing" / "all.png")
 
 
