@@ -56,7 +56,7 @@ class Lock:
         except (ValueError, LookupError, TypeError):  # It holds the lock and has not written yet.
             who = "it has just started"
         return RunLockedError(
-            f"Another process ({who}) works on {self.path.parent}; wait for it, stop it, or take another folder."
+            f"Another process ({who}) works on {self.path.parent}; wait, stop it, or take another folder."
         )
 
 

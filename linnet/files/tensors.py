@@ -32,8 +32,8 @@ _DTYPES = {
 def write_safetensors(path: Path, tensors: Mapping[str, "Tensor"], *, metadata: Mapping[str, str]) -> str:
     """Write tensors as a safetensors file, straight to `path`; returns the file's sha256 in hex.
 
-    The same tensors always give the same bytes. Only a tensor that is not contiguous on the CPU is copied, one
-    at a time. Two names for one tensor (a tied weight) are a ValueError.
+    The same tensors always give the same bytes. Only a tensor that is not contiguous on the CPU is copied, and
+    one at a time. Two names for one tensor (a tied weight) are a ValueError.
     """
     import torch
 
