@@ -103,7 +103,9 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v stacked
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+    ) -> Tensor:
         batch, length, channels = x.shape
         heads = (batch, length, self.n_head, channels // self.n_head)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(channels, dim=2))
@@ -139,7 +141,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+    ) -> Tensor:
         x = x + self.drop(self.attn(self.ln_1(x), mask=mask, causal=causal, cache=cache, layer=layer))
         return x + self.drop(self.mlp(self.ln_2(x)))
 

@@ -68,7 +68,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     device_type = hidden.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -97,14 +97,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[part] = slope @ head
                 if need_weight:
                     product = slope.t() @ x
-                    grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
+                    grad_weight = (
+                        product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
+                    )
         if need_weight and grad_weight is None:  # no learned position at all
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled_hidden = None if grad_hidden is None else grad_hidden.mul_(slope)

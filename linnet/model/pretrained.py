@@ -1,0 +1,374 @@
+"""Model folders in Hugging Face's form: find one, read it, write it.
+
+Why: a model that only its maker can open is of little use. What is written here opens in transformers and in
+everything built on it, and what transformers saves opens here, as does the published `gpt2`.
+How: loading is renaming (`transformer.` in front or not) and transposing (their Conv1D keeps [in, out]). A folder
+from elsewhere is not trusted: only JSON and safetensors are read, nothing is unpickled, no code from it runs
+(`auto_map` is ignored), and all names and shapes are compared with config.json before anything is allocated.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from linnet import files
+from linnet.errors import LinnetError
+from linnet.model.gpt2 import GPT2, SIZES, GPT2Config
+from linnet.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Old files hold the causal mask as a buffer beside each attention; it is no weight.
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# transformers keeps these as Conv1D [in, out], nn.Linear as [out, in].
+CONV1D = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
+# Three names of one formula: the tanh approximation that GPT-2 was trained with.
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+# Settings of transformers' GPT-2 that change what it computes, with the only value that this network knows.
+FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "quantization_config": None,
+}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The folder with config.json that `name` means: a model folder, a run folder (its model/), a hub name.
+
+    A hub name is taken from Hugging Face's cache if it is there, else downloaded (HF_HOME and HF_ENDPOINT are
+    honoured). LinnetError where there is no such folder, it holds no model, or the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    if (folder / "recipe.toml").is_file():
+        raise LinnetError(f"The run {folder} has no model yet: train it first, or go on with its training.")
+    if folder.is_dir():
+        raise LinnetError(
+            f"{folder} holds no model: there is no config.json in it; name a run or a model folder."
+        )
+    if folder.exists():
+        raise LinnetError(f"{folder} is a file; name the model folder that it lies in.")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)):
+        raise LinnetError(f"There is no folder {folder}; name a run, a model folder, or a model on the hub.")
+    return _from_hub(str(name))
+
+
+def _from_hub(name: str) -> Path:
+    """Download (or find in the cache) what a model folder may hold, and nothing that could be code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    # The published sizes moved to openai-community; a mirror or an old cache may know only one of the names.
+    names = [name, f"openai-community/{name}"] if name in SIZES else [name]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    problem: Exception | None = None
+    for local_only in (True, False):
+        for candidate in names:
+            try:
+                folder = Path(
+                    snapshot_download(
+                        candidate, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=local_only
+                    )
+                )
+            except HFValidationError as error:
+                raise LinnetError(f"There is no folder {name}, and it is no name on the hub.") from error
+            except Exception as error:  # offline: hub, http and socket errors of several libraries
+                problem = error
+                continue
+            whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+            if whole or not local_only:
+                return folder
+    raise LinnetError(
+        f"There is no folder {name}, and the hub did not give a model of that name ({type(problem).__name__}): "
+        f"check the name; offline, copy config.json, model.safetensors and tokenizer.json into a folder and name it."
+    ) from problem
+
+
+def load_model(name: str | Path, *, dropout: float = 0.0) -> GPT2:
+    """Read a GPT-2 on the CPU, in fp32 whatever the file's type.
+
+    `name` is what `resolve_model` takes. `dropout` is the recipe's business, so the folder's is ignored.
+    LinnetError names the file and the key or tensor that is wrong.
+    """
+    folder = resolve_model(name)
+    config = read_config(folder, dropout=dropout)
+    with ExitStack() as stack:
+        tensors = _open_tensors(folder, stack)
+        _check_sizes(folder, tensors, config)
+        model = GPT2.without_weights(config)
+        _check_tensors(folder, tensors, model)
+        state = {name: _read(tensors[name], name) for name in model.state_dict()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def read_config(folder: Path, *, dropout: float = 0.0) -> GPT2Config:
+    """The shape in `folder`/config.json; a LinnetError where it is not a GPT-2 that this network computes."""
+    path = folder / "config.json"
+    config = _read_json(path)
+    if config.get("model_type") != "gpt2":
+        raise LinnetError(
+            f"{path}: model_type is {config.get('model_type')!r}, but Linnet reads 'gpt2' only; name a GPT-2."
+        )
+    for architecture in config.get("architectures") or []:
+        if architecture not in ("GPT2LMHeadModel", "GPT2Model"):
+            raise LinnetError(
+                f"{path}: {architecture} is no language model; name a folder of GPT2LMHeadModel."
+            )
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in TANH_GELU:
+        raise LinnetError(f"{path}: activation_function is {activation!r}, but a GPT-2 has 'gelu_new'.")
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise LinnetError(f"{path}: {key} is {config[key]!r}, but this GPT-2 knows {value!r} only.")
+    known = GPT2Config()
+    shape = {key: config.get(key, getattr(known, key)) for key in ("vocab_size", "n_positions", "n_embd")}
+    shape |= {key: config.get(key, getattr(known, key)) for key in ("n_layer", "n_head")}
+    for key, value in shape.items():
+        if type(value) is not int or value < 1:
+            raise LinnetError(f"{path}: {key} is {value!r}, but must be a whole number of at least 1.")
+    if config.get("n_inner") not in (None, 4 * shape["n_embd"]):
+        raise LinnetError(f"{path}: n_inner is {config['n_inner']!r}, but a GPT-2 has 4 * n_embd (or null).")
+    epsilon = config.get("layer_norm_epsilon", known.layer_norm_epsilon)
+    if not isinstance(epsilon, float) or not 0.0 < epsilon < 1.0:
+        raise LinnetError(f"{path}: layer_norm_epsilon is {epsilon!r}, but must lie between 0 and 1 (1e-5).")
+    try:
+        return GPT2Config(**shape, dropout=dropout, layer_norm_epsilon=epsilon)
+    except ValueError as error:
+        raise LinnetError(f"{path}: {error}.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LinnetError(f"{path} cannot be read as JSON ({error}); copy it again.") from error
+    if not isinstance(value, dict):
+        raise LinnetError(f"{path} must hold a JSON object; copy it again.")
+    return value
+
+
+class _Stored:
+    """A tensor in a safetensors file: its header is read, its numbers are not yet."""
+
+    def __init__(self, path: Path, name: str, file: Any) -> None:
+        self.path, self.name, self.file = path, name, file
+
+    def shape(self) -> list[int]:
+        return list(self.file.get_slice(self.name).get_shape())
+
+    def read(self) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(self.name)
+        return tensor
+
+
+def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
+    """Open the weights' files and map our names (no `transformer.`) to the tensors; masks are left out."""
+    tensors: dict[str, _Stored] = {}
+    for path, promised in _weight_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise LinnetError(
+                f"{path} is damaged or no safetensors file ({error}); copy it again."
+            ) from error
+        names = set(file.keys())
+        for name in promised:
+            if name not in names:
+                raise LinnetError(
+                    f"{path} lacks the tensor {name} that {INDEX} promises; copy the folder again."
+                )
+        for name in promised or sorted(names):
+            ours = name.removeprefix("transformer.")
+            if ours in tensors:
+                raise LinnetError(
+                    f"{path} holds {ours} twice, with and without 'transformer.'; copy it again."
+                )
+            if not MASK_BUFFER.fullmatch(ours):
+                tensors[ours] = _Stored(path, name, file)
+    head = tensors.pop("lm_head.weight", None)
+    if head is not None and "wte.weight" not in tensors:  # some writers keep the tied matrix under this name
+        tensors["wte.weight"] = head
+    elif head is not None and _read_json(folder / "config.json").get("tie_word_embeddings") is False:
+        wte = tensors["wte.weight"]
+        if head.shape() != wte.shape() or not torch.equal(head.read(), wte.read()):
+            raise LinnetError(
+                f"{head.path}: lm_head.weight differs from wte.weight, but a GPT-2's head is tied to it."
+            )
+    return tensors
+
+
+def _weight_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The files with weights, each with the tensors that the index promises in it (none: all that it has)."""
+    if (folder / WEIGHTS).is_file():
+        yield folder / WEIGHTS, []
+        return
+    index = folder / INDEX
+    if not index.is_file():
+        raise LinnetError(_no_weights(folder))
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise LinnetError(f"{index}: weight_map must map each tensor to its file; copy it again.")
+    shards: dict[str, list[str]] = {}
+    for name, place in places.items():
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", place):
+            raise LinnetError(
+                f"{index}: {place!r} is no safetensors file of this folder; nothing outside is opened."
+            )
+        shards.setdefault(place, []).append(name)
+    for place, names in sorted(shards.items()):
+        if not (folder / place).is_file():
+            raise LinnetError(f"{folder / place} is missing, but {INDEX} names it; copy the folder again.")
+        yield folder / place, names
+
+
+def _no_weights(folder: Path) -> str:
+    found = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in found if Path(name).suffix in PICKLES]
+    if pickles:
+        return (
+            f"{folder} has its weights only as a pickle ({pickles[0]}), which can run code when it is opened, so it "
+            "is not read: if you trust its source, open it with transformers and save_pretrained() it anew."
+        )
+    if "adapter_config.json" in found:
+        return f"{folder} is an adapter without its model: merge it into its base model first, and name that folder."
+    return f"{folder} has no {WEIGHTS}; copy it there."
+
+
+def _check_sizes(folder: Path, tensors: Mapping[str, _Stored], config: GPT2Config) -> None:
+    """Compare the counts in config.json with the files, so that no lie of it (1e9 layers) is ever built."""
+    layers = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    if layers != config.n_layer:
+        raise LinnetError(
+            f"{folder}: config.json says n_layer {config.n_layer}, but the weights have {layers} layers."
+        )
+    for name, key in (("wte.weight", "vocab_size"), ("wpe.weight", "n_positions")):
+        if name not in tensors:
+            raise LinnetError(
+                f"{folder}: the tensor {name} is missing from the weights; copy the folder again."
+            )
+        have, want = tensors[name].shape(), [getattr(config, key), config.n_embd]
+        if have != want:
+            raise LinnetError(
+                f"{tensors[name].path}: {tensors[name].name} has the shape {have}, but config.json "
+                f"({key}, n_embd) says {want}; the two do not belong together."
+            )
+
+
+def _check_tensors(folder: Path, tensors: Mapping[str, _Stored], model: GPT2) -> None:
+    """Compare names and shapes with what config.json promises, before any weight is read."""
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise LinnetError(
+                f"{folder}: the tensor {name} is missing; config.json promises it: copy the folder again."
+            )
+        want = shape[::-1] if CONV1D.search(name) else shape
+        have = tensors[name].shape()
+        if have != want:
+            raise LinnetError(
+                f"{tensors[name].path}: {tensors[name].name} has the shape {have}, but config.json (n_embd) asks for "
+                f"{want}; the two do not belong together."
+            )
+    for name in tensors:
+        if name not in expected:
+            raise LinnetError(
+                f"{tensors[name].path}: {tensors[name].name} is no part of a GPT-2 with {model.config.n_layer} layers; "
+                "config.json and the weights do not belong together."
+            )
+
+
+def _read(stored: _Stored, name: str) -> Tensor:
+    tensor = stored.read()
+    if tensor.dtype not in FLOATS:
+        raise LinnetError(
+            f"{stored.path}: {stored.name} is {tensor.dtype}, a quantized weight; name a float model."
+        )
+    if CONV1D.search(name):
+        tensor = tensor.t()
+    # A copy of its own: what safe_open gives may lie in the mapped file, which can change or vanish.
+    tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not tensor.isfinite().all():
+        raise LinnetError(
+            f"{stored.path}: {stored.name} holds NaN or infinity; take an older copy of the model."
+        )
+    return tensor
+
+
+def save_model(
+    folder: Path, model: GPT2, *, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer into the existing `folder`.
+
+    The files go straight to their names, so call it inside `files.new_folder`. The same weights give the same
+    bytes. A tokenizer with more ids than the model has is a LinnetError.
+    """
+    check_vocabulary(model, tokenizer)
+    kind = str(dtype).removeprefix("torch.")
+    files.write_json(
+        folder / "config.json", config_json(model.config, end_of_text=tokenizer.end_of_text, dtype=kind)
+    )
+    # With pad_token_id here transformers' generate() neither warns nor needs a pad token in the tokenizer,
+    # where it would equal end-of-text and so be masked in training by the usual collator.
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
+    files.write_json(folder / "generation_config.json", ends)
+    files.write_safetensors(
+        folder / WEIGHTS, published_weights(model, dtype=dtype), metadata={"format": "pt"}
+    )
+    tokenizer.save(folder, n_positions=model.config.n_positions)
+
+
+def published_weights(model: GPT2, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The weights by their published names and in their layout: views where `dtype` is that of the model."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().to(dtype)
+        weights[f"transformer.{name}"] = tensor.t() if CONV1D.search(name) else tensor
+    return weights
+
+
+def config_json(config: GPT2Config, *, end_of_text: int, dtype: str = "float32") -> dict[str, Any]:
+    """What config.json says of a model; dropout is 0, since it belongs to a recipe and not to weights."""
+    return {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.0,
+        "bos_token_id": end_of_text,
+        "dtype": dtype,
+        "embd_pdrop": 0.0,
+        "eos_token_id": end_of_text,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "model_type": "gpt2",
+        "n_ctx": config.n_positions,  # llama.cpp's converter reads this one
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "n_layer": config.n_layer,
+        "n_positions": config.n_positions,
+        "resid_pdrop": 0.0,
+        "tie_word_embeddings": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def check_vocabulary(model: GPT2, tokenizer: Tokenizer) -> None:
+    """LinnetError where the tokenizer has ids that the model does not know. A model may have more (padding)."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise LinnetError(
+            f"The tokenizer has {tokenizer.vocab_size} ids, but the model's vocab_size is {model.config.vocab_size}: "
+            "take the tokenizer that lies beside the model."
+        )
