@@ -4,8 +4,8 @@ What: an append-only file of JSON lines, one row for each logged step, evaluatio
 Why:  the numbers of a run must outlive every crash, and any other program must be able to read them.
 How:  a row is one `write` to a file opened for appending, so a killed process leaves whole rows and at most
       one torn last line. `sync` forces the rows to the disk; the loop calls it before a checkpoint counts,
-      so that a checkpoint never knows a step that the rows do not. After a crash `cut_back` removes the
-      rows that are younger than the checkpoint; the resumed steps then write them again.
+      so that a checkpoint never knows a step that the rows do not, and notes the file's `size` in it. After a
+      crash `cut_back` removes what came later; the resumed steps then write it again.
 
 A number that is not finite is written as `null`: NaN and Infinity are not JSON, and strict readers
 (browsers, jq, pandas) refuse the whole file over one of them. `read_metrics` gives NaN for it.
@@ -43,10 +43,15 @@ class RowFile:
             self._file = os.open(path, _APPEND | os.O_CREAT, 0o666)
             mend_last_line(self._file)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all rows so far."""
+        return os.fstat(self._file).st_size
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. A failing write leaves no half row behind; raises DiskError."""
         line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode(errors="replace")
-        before = os.fstat(self._file).st_size
+        before = self.size
         rest = memoryview(line)
         try:
             with disk_errors(self.path, needed=before + len(line)):
@@ -80,35 +85,22 @@ class RowFile:
         self.close()
 
 
-def cut_back(path: Path, step: int) -> int:
-    """Remove the rows after `step` and a torn last line; returns how many rows went. No file: nothing to do.
+def cut_back(path: Path, size: int) -> None:
+    """Cut the rows back to the first `size` bytes, those that a checkpoint knows of (see `RowFile.size`).
 
-    Rows are written in the order of their steps, so the cut is one truncation: the file holds the old rows
-    or the kept ones, never something between.
+    It is one truncation: the file holds the old rows or the kept ones, never something between. A torn last line
+    goes, too. No file: nothing to do.
     """
     if not path.exists():
-        return 0
-    end, removed = 0, 0
-    for row, _, line_end in _lines(path.read_bytes()):
-        if removed or (row is not None and step_of(row) > step):
-            removed += row is not None
-        elif row is not None:
-            end = line_end
+        return
     with disk_errors(path):
         file = os.open(path, _APPEND)
         try:
-            os.ftruncate(file, end)
+            os.ftruncate(file, min(size, os.fstat(file).st_size))
             mend_last_line(file)
             operations.fsync(file)
         finally:
             os.close(file)
-    return removed
-
-
-def step_of(row: Row) -> int:
-    """The row's step; 0 where it has none."""
-    step = row.get("step")
-    return step if isinstance(step, int) else 0
 
 
 def read_rows(path: Path) -> list[Row]:

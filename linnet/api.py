@@ -1,0 +1,144 @@
+"""The Python interface: `train`, `load`, `prepare`. The command line calls the same functions.
+
+What   `run = linnet.train("lines", data={"source": "data.txt"})`, `model = linnet.load("runs/lines")`.
+Why    Notebooks and other programs need what the commands do, with the same keys.
+How    `train` opens a session (`linnet.session`) and hands it to the loop (`linnet.train.loop`):
+       cli.train -> api.train -> loop.train -> backward().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from linnet import files, session
+from linnet.config import flatten, parse_overrides, read_recipe_values
+from linnet.generate.engine import Model
+from linnet.model.loss import next_token_loss
+from linnet.run import RunFolder
+from linnet.show import show_end, show_first_batch, show_plan, show_profile
+from linnet.track.metrics import read_metrics
+from linnet.train import loop
+from linnet.train.stop import StopSignals
+
+Part = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    dir: Path
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return read_metrics(self.dir / "metrics.jsonl")
+
+    def load(self, *, precision: str = "fp32") -> Model:
+        """The run's model, ready to write."""
+        return load(self.dir, precision=precision)
+
+
+def train(
+    recipe: str,
+    *,
+    run: str | Path = "auto",
+    data: Part | None = None,
+    tokenizer: Part | None = None,
+    model: Part | None = None,
+    train: Part | None = None,
+    sample: Part | None = None,
+    track: Part | None = None,
+    overrides: Sequence[str] = (),
+    accept_changes: bool = False,
+    only: Literal["train", "dry-run", "profile"] = "train",
+) -> Run:
+    """Train a model, or go on where the run stopped.
+
+    Args:
+        recipe: a built-in name or the path of a .toml file.
+        run: the run's folder; "auto" is runs/RECIPE.
+        data, tokenizer, model, train, sample, track: keys of the recipe's parts, {"steps": 200}.
+        overrides: the same as `KEY=VALUE` strings.
+        accept_changes: go on although data, tokenizer or recipe have changed.
+        only: "dry-run" shows the settings and the first batch; "profile" where a step's time goes.
+
+    Raises:
+        LinnetError: what the input lacks, in one sentence; `linnet.errors` has the kinds.
+        Stopped: Ctrl-C or SIGTERM; the state is saved.
+    """
+    parts = {
+        "data": data,
+        "tokenizer": tokenizer,
+        "model": model,
+        "train": train,
+        "sample": sample,
+        "track": track,
+    }
+    given = flatten({key: part for key, part in parts.items() if part is not None})
+    request = session.Request(recipe, parse_overrides(given) | parse_overrides(overrides))
+    name = read_recipe_values(recipe)["name"]
+    folder = RunFolder(Path("runs") / name if run == "auto" else Path(run))
+    if only != "train":
+        return _look_only(request, folder=folder, only=only)
+
+    with files.Lock(folder.lock), StopSignals() as stop:
+        checkpoint = session.newest_checkpoint(folder, request=request, say=print)
+        if checkpoint is not None and session.is_done(request, checkpoint):
+            print(f"{folder.root} is finished: {checkpoint.step} steps. For more, set a larger train.steps.")
+            return Run(folder.root)
+        ready = session.open_session(
+            request,
+            folder=folder,
+            checkpoint=checkpoint,
+            accept_changes=accept_changes,
+            check_stop=stop.check,
+            say=print,
+        )
+        show_plan(ready, goes_on=checkpoint is not None)
+        ready.begin(checkpoint)
+        try:
+            loop.train(
+                ready.state,
+                config=ready.recipe.train,
+                plan=ready.plan,
+                batch=ready.batches,
+                loss=next_token_loss,
+                looks=ready.looks(),
+            )
+        finally:
+            ready.close()
+        show_end(ready)
+    return Run(folder.root)
+
+
+def load(model: str | Path, *, precision: str = "fp32") -> Model:
+    """A model that is ready to write: `load("runs/mine").generate("Once upon a time")`.
+
+    Args:
+        model: a run, a model folder, or a name on the hub.
+        precision: "fp32" or "bf16".
+    """
+    return Model.load(model, precision=precision)
+
+
+def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Build a recipe's token store, or find it ready; returns its counts."""
+    settled = session.Request(recipe, parse_overrides(overrides)).settle(None)
+    store = session.prepare_store(settled, initial=session.initial_model(settled), say=print)
+    return {"folder": str(store.folder), **store.manifest["counts"]}
+
+
+def _look_only(request: session.Request, *, folder: RunFolder, only: str) -> Run:
+    """--dry-run and --profile: what a training would do; the run's folder is neither made nor changed."""
+    ready = session.open_session(
+        request, folder=folder, checkpoint=None, accept_changes=False, check_stop=lambda: None, say=print
+    )
+    show_plan(ready, goes_on=False)
+    if only == "dry-run":
+        show_first_batch(ready)
+    else:
+        show_profile(ready)
+    return Run(folder.root)

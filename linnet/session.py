@@ -1,0 +1,377 @@
+"""One start of a training: puts the stages together and hands them to the loop.
+
+What   `open_session` finds where a run stands, settles the recipe, prepares the data, makes the plan, builds or
+       restores model and optimizer. A `Session` then holds all of it, and the callables through which the loop looks.
+Why    The loop knows nothing of folders, the stages know nothing of each other. Somebody has to introduce them.
+How    `api.train` opens a session under the run's lock and calls `loop.train(session.state, ...)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linnet import files
+from linnet.config import Recipe, build_recipe, read_recipe_values, recipe_names
+from linnet.data.batches import Batches, Store, validation_batches
+from linnet.data.prepare import prepare
+from linnet.errors import LinnetError
+from linnet.evaluate.loss import held_out_loss
+from linnet.generate.engine import Model
+from linnet.model.gpt2 import GPT2, GPT2Config
+from linnet.model.loss import next_token_loss
+from linnet.model.pretrained import load_model, read_config, resolve_model, save_model
+from linnet.run import Change, RunFolder, compare_recipes, refuse_changes
+from linnet.tokenizer import Tokenizer, load_tokenizer
+from linnet.track.metrics import RowFile, cut_back
+from linnet.track.progress import BytesProgress, TrainingProgress
+from linnet.train.checkpoint import Checkpoint, load_newest, prune, save_checkpoint
+from linnet.train.loop import Looks, TrainState, is_finished
+from linnet.train.optim import make_optimizer
+from linnet.train.plan import Plan, choose_block_size, make_plan
+
+SCRATCH = "scratch"
+LARGEST_WINDOW = 1024  # n_positions="auto" with block_size="auto": GPT-2's own.
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: a recipe and the keys laid over it."""
+
+    recipe: str
+    overrides: Mapping[str, Any]
+
+    def settle(self, before: Mapping[str, Any] | None) -> Recipe:
+        """The recipe that counts now.
+
+        A recipe file is read anew. Of a built-in one, a run that goes on keeps its own values, `before`, so that
+        `linnet train lines` needs no keys the second time and outlives a change of the built-in.
+        """
+        values = read_recipe_values(self.recipe)
+        if before is not None and self.recipe in recipe_names() and before["name"] == values["name"]:
+            values = {key: value for key, value in before.items() if value is not None}
+        return build_recipe(values, self.overrides, where=self.recipe)
+
+
+class Session:
+    """A training that is ready to start, or to go on."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        folder: RunFolder,
+        store: Store,
+        plan: Plan,
+        state: TrainState,
+        changes: list[Change],
+        check_stop: Callable[[], None],
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.store = store
+        self.plan = plan
+        self.state = state
+        self.tokenizer: Tokenizer = store.tokenizer()
+        self.progress = TrainingProgress(plan.steps, done=state.step)
+        self.batches = Batches(
+            store, block_size=plan.block_size, batch_size=plan.batch_size, seed=recipe.train.seed
+        )
+        self._changes = changes
+        self._check_stop = check_stop
+        self._saved: tuple[int, bool] | None = None
+        self._metrics: RowFile | None = None
+        self._samples: RowFile | None = None
+        self._writer = Model(self.model, self.tokenizer)
+
+    @property
+    def model(self) -> GPT2:
+        assert isinstance(self.state.model, GPT2)
+        return self.state.model
+
+    def looks(self) -> Looks:
+        """The loop's windows to the world."""
+        return Looks(
+            evaluate=self.evaluate,
+            sample=self.sample,
+            log=self.log,
+            save=self.save,
+            say=self.progress.say,
+            check_stop=self._check_stop,
+        )
+
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Write recipe.toml and environment.json, and cut the rows back to what the checkpoint knows."""
+        sizes: Mapping[str, int] = checkpoint.state["row_bytes"] if checkpoint else {}
+        for path in (self.folder.metrics, self.folder.samples):
+            cut_back(path, sizes.get(path.stem, 0))
+        self._metrics, self._samples = RowFile(self.folder.metrics), RowFile(self.folder.samples)
+        self.folder.write_recipe(self.recipe)
+        self.folder.write_environment(
+            self.plan,
+            parent=parent_of(self.recipe),
+            changes=self._changes,
+            step=self.state.step,
+        )
+
+    def close(self) -> None:
+        """Close the rows' files and leave the progress line standing."""
+        for rows in (self._metrics, self._samples):
+            if rows is not None:
+                rows.close()
+        self.progress.close()
+
+    def evaluate(self) -> tuple[float, int] | None:
+        """Held-out loss over at most `eval_tokens` tokens, always the same ones."""
+        if self.store.validation is None:
+            return None
+        batches = validation_batches(
+            self.store.validation,
+            block_size=self.plan.block_size,
+            batch_size=self.plan.micro_batch_size,
+            max_tokens=self.recipe.train.eval_tokens,
+        )
+        return held_out_loss(
+            self.model,
+            batches,
+            loss=next_token_loss,
+            device=self.plan.device,
+            precision=self.plan.precision,
+            check_stop=self._check_stop,
+        )
+
+    def sample(self, step: int) -> None:
+        """Write down what the model makes of the recipe's prompts; always with the same seed."""
+        settings = self.recipe.sample
+        if settings.max_new_tokens == 0:
+            return
+        for prompt in settings.prompts:
+            self._check_stop()
+            text = self._writer.generate(
+                prompt,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                seed=self.recipe.train.seed,
+            )
+            assert self._samples is not None
+            self._samples.append({"step": step, "prompt": prompt, "text": text})
+            self.progress.say(f"  it writes: {json.dumps(prompt + text, ensure_ascii=False)[:200]}")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl, shown on the progress line as well."""
+        assert self._metrics is not None
+        self._metrics.append(row)
+        self.progress.row(row)
+
+    def save(self, state: TrainState, is_best: bool) -> None:
+        """A checkpoint; model/ too where this is the best, or where nothing tells which is."""
+        if self._saved == (state.step, state.evaluated):
+            return
+        assert self._metrics is not None
+        assert self._samples is not None
+        self._metrics.sync()
+        self._samples.sync()
+        save_checkpoint(
+            self.folder.checkpoints,
+            step=state.step,
+            weights=self.model.state_dict(),
+            optimizer=state.optimizer.state(),
+            state={
+                "loop": state.numbers(),
+                "row_bytes": {"metrics": self._metrics.size, "samples": self._samples.size},
+                "recipe": self.recipe.model_dump(),
+                "model_config": vars(self.model.config),
+                "data": self.store.fingerprint,
+                "tokenizer": self.tokenizer.fingerprint,
+                "steps": self.plan.steps,
+                "micro_batch_size": self.plan.micro_batch_size,
+                "finished": is_finished(state, config=self.recipe.train, plan=self.plan),
+            },
+        )
+        best_step = state.best_step or None
+        prune(self.folder.checkpoints, newest=state.step, keep=self.recipe.train.keep, best_step=best_step)
+        if is_best or best_step is None:
+            with files.new_folder(self.folder.model) as new:
+                save_model(new, self.model, tokenizer=self.tokenizer)
+        self._saved = (state.step, state.evaluated)
+
+
+def parent_of(recipe: Recipe) -> dict[str, Any]:
+    """Where the initial weights come from, with their hash; of a run also its recipe."""
+    folder = initial_model(recipe)
+    if folder is None:
+        return {"init_from": SCRATCH}
+    weights = sorted(folder.glob("*.safetensors"))
+    return {
+        "init_from": recipe.model.init_from,
+        "folder": str(folder),
+        "sha256": {path.name: files.sha256_file(path) for path in weights},
+    }
+
+
+def newest_checkpoint(
+    folder: RunFolder, *, request: Request, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Where the run stands. Mends what a crash left.
+
+    Raises:
+        LinnetError: the folder holds the run of another recipe.
+    """
+    name = read_recipe_values(request.recipe)["name"]
+    if folder.recipe.is_file():
+        with contextlib.suppress(LinnetError):  # A damaged copy: the checkpoint's recipe counts.
+            held = read_recipe_values(str(folder.recipe))["name"]
+            if held != name:
+                raise _another_recipe(folder, held=held, name=name)
+    if folder.model.parent.is_dir():
+        files.repair_folder(folder.model)
+    return load_newest(folder.checkpoints, say=say)
+
+
+def is_done(request: Request, checkpoint: Checkpoint) -> bool:
+    """Whether the run is finished and nothing new is asked of it; looks at neither data nor model."""
+    before = checkpoint.state
+    return bool(before["finished"]) and request.settle(before["recipe"]).model_dump() == before["recipe"]
+
+
+def open_session(
+    request: Request,
+    *,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    accept_changes: bool,
+    check_stop: Callable[[], None],
+    say: Callable[[str], None],
+) -> Session:
+    """Everything that happens before the first step; nothing in the run folder is touched yet."""
+    before = checkpoint.state if checkpoint else None
+    recipe = request.settle(before["recipe"] if before else None)
+    initial = initial_model(recipe)
+    store = prepare_store(recipe, initial=initial, say=say)
+    for note in store.manifest["notes"]:
+        say(note)
+    model_config = choose_model(recipe, store=store, initial=initial)
+    plan = plan_run(recipe, store=store, model_config=model_config, before=before)
+    changes: list[Change] = []
+    if before is not None:
+        changes = changes_since(before, recipe=recipe, store=store)
+        refuse_changes(
+            changes, steps=(before["steps"], plan.steps), root=folder.root, accepted=accept_changes
+        )
+    model = build_model(model_config, recipe=recipe, initial=None if checkpoint else initial)
+    model.to(plan.device)
+    optimizer = make_optimizer(model, name=recipe.train.optimizer, weight_decay=recipe.train.weight_decay)
+    state = TrainState(model=model, optimizer=optimizer)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.weights)
+        optimizer.load_state(checkpoint.optimizer)
+        state.load_numbers(checkpoint.state["loop"])
+    if recipe.train.compile:
+        model.compile()
+    return Session(
+        recipe=recipe,
+        folder=folder,
+        store=store,
+        plan=plan,
+        state=state,
+        changes=changes,
+        check_stop=check_stop,
+    )
+
+
+def initial_model(recipe: Recipe) -> Path | None:
+    """The folder of the initial weights; None from scratch."""
+    return None if recipe.model.init_from == SCRATCH else resolve_model(recipe.model.init_from)
+
+
+def prepare_store(recipe: Recipe, *, initial: Path | None, say: Callable[[str], None]) -> Store:
+    """The recipe's token store, built where it is missing or stale."""
+    if not recipe.data.source:
+        raise LinnetError("data.source is not set: add data.source=FILE, a folder or a glob.")
+    own = recipe.tokenizer.name == "auto" and initial is not None
+    tokenizer = load_tokenizer(str(initial)) if own else None
+    folder = Path(recipe.data.prepared)
+    if recipe.data.prepared == "auto":
+        parts = [recipe.data.model_dump(exclude={"prepared"}), recipe.tokenizer.model_dump()]
+        identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
+        folder = Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    with BytesProgress("reading") as progress:
+        return prepare(
+            recipe.data, recipe.tokenizer, tokenizer_from=tokenizer, folder=folder, progress=progress
+        )
+
+
+def choose_model(recipe: Recipe, *, store: Store, initial: Path | None) -> GPT2Config:
+    """The network's shape: that of the initial model, or the recipe's with the data's vocabulary."""
+    wanted = recipe.model
+    if initial is not None:
+        config = read_config(initial, dropout=wanted.dropout)
+        if config.vocab_size < store.vocab_size:
+            raise LinnetError(
+                f"tokenizer.name={recipe.tokenizer.name} has {store.vocab_size:,} entries, the model "
+                f"{wanted.init_from} has {config.vocab_size:,}; set tokenizer.name=auto to take the model's own."
+            )
+        return config
+    positions = wanted.n_positions
+    if positions == "auto":
+        positions = choose_block(recipe, store=store, n_positions=LARGEST_WINDOW).value
+    return GPT2Config(
+        vocab_size=store.vocab_size,
+        n_positions=positions,
+        n_embd=wanted.n_embd,
+        n_layer=wanted.n_layer,
+        n_head=wanted.n_head,
+        dropout=wanted.dropout,
+    )
+
+
+def choose_block(recipe: Recipe, *, store: Store, n_positions: int) -> Any:
+    """Tokens in a row for this data and model."""
+    return choose_block_size(
+        recipe.train.block_size, longest=store.longest, pairs=store.pairs, n_positions=n_positions
+    )
+
+
+def plan_run(
+    recipe: Recipe, *, store: Store, model_config: GPT2Config, before: Mapping[str, Any] | None
+) -> Plan:
+    """The plan; a run that goes on keeps its micro-batch unless the recipe names one."""
+    return make_plan(
+        recipe.train,
+        block_size=choose_block(recipe, store=store, n_positions=model_config.n_positions),
+        count_rows=store.count_rows,
+        n_layer=model_config.n_layer,
+        n_embd=model_config.n_embd,
+        micro_batch_size=before["micro_batch_size"] if before else None,
+    )
+
+
+def build_model(config: GPT2Config, *, recipe: Recipe, initial: Path | None) -> GPT2:
+    """The initial weights: read from a model, or drawn with the recipe's seed."""
+    if initial is not None:
+        return load_model(initial, dropout=recipe.model.dropout)
+    return GPT2(config, seed=recipe.train.seed)
+
+
+def changes_since(before: Mapping[str, Any], *, recipe: Recipe, store: Store) -> list[Change]:
+    """What differs from the run so far: keys of the recipe, the content of the data, the tokenizer."""
+    changes = compare_recipes(before["recipe"], recipe.model_dump())
+    for key, old, new in (
+        ("tokenizer.name", before["tokenizer"], store.tokenizer().fingerprint),
+        ("data.source", before["data"], store.fingerprint),
+    ):
+        if old != new and key not in {change.key for change in changes}:
+            changes.append(Change(f"{key} (its content)", old[:12], new[:12]))
+    return changes
+
+
+def _another_recipe(folder: RunFolder, *, held: str, name: str) -> LinnetError:
+    return LinnetError(
+        f"{folder.root} holds a run of the recipe {held}, not {name}; give this one its own folder: "
+        f"--run runs/{name}-2"
+    )

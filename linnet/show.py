@@ -1,0 +1,134 @@
+"""What a training says on the terminal: the table at its start, the first batch, the profile, the end.
+
+Why    A person must see what was chosen for them, what is being learned, and what to type next.
+How    Rich tables on stdout; in a log file they are plain text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch.profiler import ProfilerActivity, profile
+
+from linnet.model.loss import next_token_loss
+from linnet.track.plots import plot_run
+from linnet.train.loop import Looks, train
+
+if TYPE_CHECKING:
+    from linnet.session import Session
+
+PROFILED_STEPS = 5
+PHASES = ("batch", "forward", "backward", "clip", "update")  # The loop's own labels.
+
+
+def show_plan(session: Session, *, goes_on: bool) -> None:
+    """One table of device, precision, batch and memory with the reasons."""
+    console = Console()
+    verb = f"goes on at step {session.state.step:,} in" if goes_on else "trains in"
+    model, counts = session.model.config, session.store.manifest["counts"]
+    console.print(f"{session.recipe.name} {verb} {session.folder.root}", highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = [
+        (
+            "model",
+            f"{model.parameters():,} parameters",
+            f"from {session.recipe.model.init_from}: "
+            f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, {model.n_positions} positions",
+        ),
+        (
+            "data",
+            f"{counts['tokens']:,} tokens",
+            f"{counts['examples']:,} examples in {session.store.folder}",
+        ),
+        ("held out", *_held_out(session)),
+    ]
+    rows += [(key, str(choice.value), choice.reason) for key, choice in session.plan.choices.items()]
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _held_out(session: Session) -> tuple[str, str]:
+    validation = session.store.validation
+    if validation is None:
+        return "nothing", "the model is not evaluated, its last state is kept"
+    return f"{validation.manifest['counts']['tokens']:,} tokens", "the best model on them is kept"
+
+
+def show_first_batch(session: Session) -> None:
+    """Decode the first row of the first batch: green is learned, the rest is read only."""
+    batch = session.batches(0)
+    text, start = Text(), 0
+    for length in batch.lengths[0]:
+        targets = batch.targets[0, start : start + length].tolist()
+        learned = batch.learn[0, start : start + length].tolist()
+        for token, learn in zip(targets, learned, strict=True):
+            piece = "⏹\n" if token == session.tokenizer.end_of_text else session.tokenizer.decode([token])
+            text.append(piece, style="green" if learn else "dim")
+        start += length
+    console = Console()
+    rows, size = batch.ids.shape
+    console.print(
+        f"The first batch: {rows} rows of {size}, {batch.tokens:,} tokens, {batch.weight:,.0f} of them learned. "
+        "Its first row (green is learned, ⏹ is end-of-text):",
+        highlight=False,
+    )
+    console.print(text)
+
+
+def show_profile(session: Session) -> None:
+    """Run the loop for a few steps under torch's profiler: the phases of a step, then the longest operations."""
+    quiet = Looks(
+        evaluate=lambda: None,
+        sample=lambda step: None,
+        log=lambda row: None,
+        save=lambda state, is_best: None,
+        say=print,
+        check_stop=lambda: None,
+    )
+
+    def run_until(step: int) -> None:
+        train(
+            session.state,
+            config=session.recipe.train,
+            plan=replace(session.plan, steps=step),
+            batch=session.batches,
+            loss=next_token_loss,
+            looks=quiet,
+        )
+
+    run_until(1)  # The first step allocates and chooses kernels.
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run_until(1 + PROFILED_STEPS)
+    events = profiler.key_averages()
+    phases = [event for event in events if event.key in PHASES]
+    operations = sorted(events, key=lambda event: -event.self_cpu_time_total)
+    rows = [(event, event.cpu_time_total) for event in phases]
+    rows += [(e, e.self_cpu_time_total) for e in operations if e.key not in PHASES][:15]
+    total = sum(event.cpu_time_total for event in phases)
+    table = Table("phase or operation", "calls", "ms a step", "share", box=None, pad_edge=False)
+    for event, time_us in rows:
+        table.add_row(
+            event.key,
+            f"{event.count / PROFILED_STEPS:g}",
+            f"{time_us / PROFILED_STEPS / 1000:.2f}",
+            f"{time_us / total:.0%}",
+        )
+    Console().print(table)
+
+
+def show_end(session: Session) -> None:
+    """Where everything lies and what to type next."""
+    root, state = session.folder.root, session.state
+    plot_run(root)
+    best = (
+        f", best validation loss {state.best_loss:.4f} at step {state.best_step:,}" if state.best_step else ""
+    )
+    print(
+        f"Done: {state.step:,} steps{best}. {root}/model opens in transformers; {root}/loss.png shows the loss."
+    )
+    print(f'Next: linnet generate {root} "..."')
