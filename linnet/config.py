@@ -288,7 +288,7 @@ def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
         hint = (by_last or near)[:1]
         raise UsageError(
             f"{place}there is no key {key}; "
-            + (f"did you mean {hint[0]}?" if hint else "see docs/recipes.md.")
+            + (f"did you mean {hint[0]}?" if hint else "docs/keys.md lists them.")
         )
     field = fields[key]
     adapter = TypeAdapter(_annotated(field), config=ConfigDict(strict=True))
