@@ -1,0 +1,350 @@
+"""Text to ids and back: one class over GPT-2's BPE, a BPE trained here, and characters.
+
+What   `Tokenizer` wraps the Rust library `tokenizers`; `load_tokenizer`, `train_bpe` and `train_char` make one.
+Why    Every tokenizer is saved as the same tokenizer.json that transformers reads, with end-of-text in front of each
+       text. What a user typed never becomes a control token: `<|endoftext|>` in a file is 13 plain characters.
+How    `encode` / `decode` for one text, `encode_batch` for many (parallel), `encode_stream` for one that is larger
+       than memory. Ids come without the leading end-of-text; `prefix` says what the saved file puts there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+
+from linnet import files
+from linnet.errors import LinnetError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Pieces of this many characters are encoded in parallel: 7.3 MB/s at 4,096 to 16,384 on two cores, 4.8 at 65,536.
+PIECE = 8192
+BATCH = 64 * PIECE
+# A run without a place to cut (one letter a million times) is cut here after all; its ids may then differ.
+LONGEST_RUN = 262_144
+
+# Where a text may be cut so that both halves give the ids of the whole. GPT-2's pre-tokenizer is
+#     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+# No token has white space after something else, so a cut before white space is exact; a cut after it is not, because
+# `\s+(?!\S)` looks ahead. No token has a letter, or a digit, before something of another kind, so the end of a run of
+# letters or digits is exact too; that serves text without white space. The classes hold only characters whose kind
+# is the same in every Unicode version.
+_LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_OTHERS = "!-/:-@[-`{-~\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+CUT_GPT2 = re.compile(
+    rf"(?<=[!-~{_LETTERS}])(?=[ \n])|(?<=[{_LETTERS}])(?=[0-9{_OTHERS}])|(?<=[0-9])(?=[{_LETTERS}{_OTHERS}])"
+)
+_CUT_ANYWHERE = re.compile("")
+# Other published pre-tokenizers, GPT-4's for one, join a newline to punctuation; none joins a space to a letter before.
+_CUT_BEFORE_SPACE = re.compile(r"(?<=[A-Za-z])(?= )")
+
+
+class Tokenizer:
+    """A text <-> ids mapping with one control token, end-of-text.
+
+    Attributes:
+        end_of_text: its id.
+        end_token: its text, `<|endoftext|>` unless a loaded folder names another.
+        vocab_size: number of ids, end-of-text included.
+        prefix: ids that the loaded tokenizer.json puts in front of a text: `[end_of_text]` for what `save` writes,
+            `[]` for GPT-2's own.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, end_token: str = END_OF_TEXT) -> None:
+        end_of_text = inner.token_to_id(end_token)
+        if end_of_text is None:
+            raise LinnetError(
+                f"The tokenizer has no {end_token} token; add it to tokenizer.json or name its end token as "
+                "eos_token in tokenizer_config.json."
+            )
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True  # control tokens in a text are plain characters
+        self._inner = inner
+        self.end_of_text: int = end_of_text
+        self.end_token = end_token
+        self.vocab_size: int = inner.get_vocab_size()
+        self.prefix: list[int] = inner.encode("").ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without `prefix`.
+
+        Raises:
+            LinnetError: a character outside the vocabulary (characters), or half a surrogate pair.
+        """
+        return [token for ids in self.encode_stream([text]) for token in ids]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, computed in parallel. Same errors as `encode`."""
+        try:
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError as error:
+            raise LinnetError(_surrogate_message(texts)) from error
+        ids = [encoding.ids for encoding in encodings]
+        if self.is_char:
+            for text, text_ids in zip(texts, ids, strict=True):
+                if len(text) != len(text_ids):
+                    self._refuse_unknown(text)
+        return ids
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of the concatenation of `texts`, part by part, in bounded memory.
+
+        The ids are those of the whole text: it is cut only where its ids do not depend on it (see `CUT_GPT2`), unless
+        more than 262,144 characters come without such a place.
+        """
+        for pieces in cut_stream(texts, places=self._cut_places):
+            yield from self.encode_batch(pieces)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+
+    @cached_property
+    def is_char(self) -> bool:
+        """True where each character is one id (`train_char`)."""
+        if self._inner.pre_tokenizer is not None or not isinstance(self._inner.model, models.BPE):
+            return False
+        return not json.loads(self._inner.to_str())["model"]["merges"]
+
+    @cached_property
+    def _cut_places(self) -> re.Pattern[str]:
+        if self.is_char:
+            return _CUT_ANYWHERE
+        return CUT_GPT2 if _is_gpt2(self._inner) else _CUT_BEFORE_SPACE
+
+    def _refuse_unknown(self, text: str) -> None:
+        for character in text:
+            if self._inner.token_to_id(character) is None:
+                raise LinnetError(
+                    f"The character {character!r} (U+{ord(character):04X}) is not in this character vocabulary of "
+                    f"{self.vocab_size - 1} characters; leave it out, or train with tokenizer.name=bpe."
+                )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over everything that decides the ids: vocabulary, merges, pre-tokenizer, control tokens.
+
+        It is the same before and after `save`, and for vocab.json + merges.txt and tokenizer.json of one tokenizer.
+        """
+        layout = json.loads(self._inner.to_str())
+        pre_tokenizer = {k: v for k, v in (layout["pre_tokenizer"] or {}).items() if k != "trim_offsets"}
+        added = [[token["id"], token["content"], token["special"]] for token in layout["added_tokens"]]
+        # None and "" mean the same to the model, and both are found in files.
+        model = {k: v or None for k, v in layout["model"].items()}
+        parts = [model, pre_tokenizer, layout["normalizer"], added, self.end_of_text]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: Path, *, n_positions: int) -> None:
+        """Write tokenizer.json and tokenizer_config.json into the existing `folder`.
+
+        transformers' AutoTokenizer then gives `[end_of_text] + encode(text)`. `n_positions` is the model's longest
+        window, in tokens.
+        """
+        copy = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        end = self.end_token
+        copy.post_processor = processors.TemplateProcessing(
+            single=f"{end} $A", pair=f"{end} $A $B:1", special_tokens=[(end, self.end_of_text)]
+        )
+        files.write_file(folder / "tokenizer.json", [copy.to_str(pretty=True).encode() + b"\n"])
+        # Under GPT2Tokenizer a character tokenizer loses its spaces; this class takes tokenizer.json as it is.
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "model_max_length": n_positions,
+            "clean_up_tokenization_spaces": False,
+        }
+        files.write_json(folder / "tokenizer_config.json", config)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json, or vocab.json and merges.txt, from `folder`.
+
+        Raises:
+            LinnetError: neither is there, or a file is damaged.
+        """
+        end_token = _end_token(folder)
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            return cls(_parse(path), end_token=end_token)
+        vocab, merges = folder / "vocab.json", folder / "merges.txt"
+        if not (vocab.is_file() and merges.is_file()):
+            raise LinnetError(
+                f"{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is needed; "
+                "copy them there or set tokenizer.name to another folder."
+            )
+        try:
+            inner = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+        except Exception as error:  # tokenizers raises the bare Exception class
+            raise LinnetError(f"{vocab} and {merges.name} are damaged: {error}; copy them again.") from error
+        if inner.token_to_id(end_token) is not None:
+            inner.add_special_tokens([_control(end_token)])
+        return cls(inner, end_token=end_token)
+
+
+def cut_stream(texts: Iterable[str], *, places: re.Pattern[str] = CUT_GPT2) -> Iterator[list[str]]:
+    """Cut the concatenation of `texts` at `places` into pieces of about PIECE characters, a batch of them at a time.
+
+    A piece is longer where no place comes, at most LONGEST_RUN + BATCH characters.
+    """
+    rest = ""
+    for text in texts:
+        rest += text
+        if len(rest) >= BATCH:
+            *pieces, rest = _cut(rest, places)
+            if len(rest) > LONGEST_RUN:
+                pieces, rest = [*pieces, rest], ""
+            yield pieces
+    yield [piece for piece in _cut(rest, places) if piece]
+
+
+def _cut(text: str, places: re.Pattern[str]) -> list[str]:
+    """Pieces of `text`; the last one, which may be empty, must wait for what follows."""
+    pieces, start = [], 0
+    while start + PIECE < len(text) and (place := places.search(text, start + PIECE)):
+        pieces.append(text[start : place.start()])
+        start = place.start()
+    return [*pieces, text[start:]]
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    """GPT-2's road from text to bytes and back around `model`."""
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _control(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)
+
+
+def _is_gpt2(inner: tokenizers.Tokenizer) -> bool:
+    """Whether texts are split by GPT-2's own regular expression and nothing else."""
+    if inner.normalizer is not None or not isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
+        return False
+    state = json.loads(inner.pre_tokenizer.__getstate__())
+    return bool(state["use_regex"]) and not state["add_prefix_space"]
+
+
+def _parse(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises the bare Exception class
+        raise LinnetError(f"{path} is not a tokenizer that can be read: {error}; copy it again.") from error
+
+
+def _end_token(folder: Path) -> str:
+    """The `eos_token` of tokenizer_config.json; `<|endoftext|>` where none is named."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return END_OF_TEXT
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except (ValueError, AttributeError) as error:
+        raise LinnetError(f"{path} is not a JSON object: {error}; mend or remove it.") from error
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else END_OF_TEXT
+
+
+def _surrogate_message(texts: Sequence[str]) -> str:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            return (
+                f"The text holds half a character (U+{code:04X}, a lone surrogate) at position {error.start}; "
+                "it cannot be written as UTF-8: remove it."
+            )
+    return "A text must be a string."
+
+
+def train_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE with GPT-2's pre-tokenizer; the same texts give the same tokenizer.
+
+    Ids 0-255 are the bytes, then the merges in the order they were learned (each pair at least twice in the text),
+    and last end-of-text. A short text gives fewer than `vocab_size` entries.
+    """
+    inner = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    inner.train_from_iterator(texts, trainer=trainer)
+    inner.add_special_tokens([_control(END_OF_TEXT)])
+    return Tokenizer(inner)
+
+
+def train_char(texts: Iterator[str]) -> Tokenizer:
+    """One id for each character that occurs, in the order of their code points; end-of-text is last."""
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    inner = tokenizers.Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(sorted(characters))}, merges=[])
+    )
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens([_control(END_OF_TEXT)])
+    return Tokenizer(inner)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a folder, a run folder, or a name on the hub (`gpt2`).
+
+    A folder may hold it itself, in model/ (a run) or in tokenizer/ (prepared data). The hub is asked through
+    huggingface_hub, which honours HF_HOME and HF_ENDPOINT; what its cache holds is taken without the network.
+
+    Raises:
+        LinnetError: no such folder, nothing usable in it, or the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        for place in (folder, folder / "model", folder / "tokenizer"):
+            if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
+                return Tokenizer.load(place)
+        return Tokenizer.load(folder)
+    return Tokenizer.load(_from_hub(name))
+
+
+def _from_hub(name: str) -> Path:
+    """The local snapshot of the tokenizer files of hub repository `name`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+    # The old short names moved; a mirror or an old cache may know only one of the two.
+    names = [name, f"openai-community/{name}"] if re.fullmatch(r"gpt2(-medium|-large|-xl)?", name) else [name]
+    problem: Exception | None = None
+    for local_only in (True, False):
+        for candidate in names:
+            try:
+                folder = Path(
+                    snapshot_download(candidate, allow_patterns=patterns, local_files_only=local_only)
+                )
+            except HFValidationError as error:
+                raise LinnetError(
+                    f"There is no folder {name}, and it is no name on the hub; check the path."
+                ) from error
+            except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+                problem = error
+                continue
+            if any((folder / file).is_file() for file in ("tokenizer.json", "merges.txt")):
+                return folder
+    raise LinnetError(
+        f"The tokenizer {name} is neither a folder nor in the local cache, and the hub did not give it "
+        f"({type(problem).__name__}); offline, set tokenizer.name to a folder with "
+        "tokenizer.json, or tokenizer.name=bpe."
+    ) from problem
