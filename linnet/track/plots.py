@@ -60,11 +60,15 @@ class Curve:
 
     @property
     def best(self) -> tuple[float, float] | None:
-        """(step, loss) of the lowest validation loss, the first of equal ones."""
-        if not len(self.validation_losses):
+        """(step, loss) of the lowest validation loss, the first of equal ones.
+
+        As in the loop, the model before the first step counts only where there is no other.
+        """
+        points = list(zip(self.validation_losses.tolist(), self.validation_steps.tolist(), strict=True))
+        if not points:
             return None
-        at = int(np.argmin(self.validation_losses))
-        return float(self.validation_steps[at]), float(self.validation_losses[at])
+        loss, step = min([point for point in points if point[1] > 0] or points)
+        return step, loss
 
 
 def plot_run(folder: Path) -> Path | None:

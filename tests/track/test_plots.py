@@ -119,8 +119,9 @@ def test_thin_out_keeps_spikes_and_order() -> None:
 
 
 def test_best_is_the_first_lowest_finite_validation_loss() -> None:
-    losses = [4.0, math.nan, 2.0, 2.0, 3.0]
+    losses = [1.0, math.nan, 2.0, 2.0, 3.0]  # step 0 does not count
     assert Curve.of([{"step": at, "validation_loss": x} for at, x in enumerate(losses)]).best == (2, 2.0)
+    assert Curve.of([{"step": 0, "validation_loss": 4.0}]).best == (0, 4.0)
     assert Curve.of([{"step": 1, "loss": 2.0}]).best is None
 
 

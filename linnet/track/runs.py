@@ -1,0 +1,357 @@
+"""The runs of a folder side by side: what `linnet runs` prints.
+
+What: a row for each run folder: how far, how good, how fast, how large, and whether it still works.
+Why:  "which of these was the good one?" must be answered without opening ten files.
+How:  from the files alone, without torch, so that it answers at once and also while a run is training. A file
+      that is missing or broken costs its columns, never the table; what is wrong is said below it.
+"""
+
+import json
+import math
+import os
+import re
+import socket
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from linnet.errors import LinnetError
+from linnet.track.metrics import Row, read_metrics, scan
+from linnet.track.progress import printable
+
+if sys.platform != "win32":
+    import fcntl
+
+State = Literal["running", "finished", "early stop", "stopped", "new"]
+
+LAST_STEPS = 20  # rows over which the training loss is a mean: one step alone is mostly noise
+DROPPED_FIRST = ("recipe", "model/", "at step", "from", "time", "tokens/s")  # where the terminal is narrow
+GAP = 2  # spaces between columns
+COLOURS = {"running": "green", "stopped": "yellow", "new": "yellow"}
+
+
+@dataclass
+class RunSummary:
+    """One row of the table. None is what the files do not tell."""
+
+    name: str
+    path: str
+    recipe: str | None = None
+    parent: str | None = None
+    """The recipe's model.init_from where it is not "scratch": a hub name, a model folder or a run."""
+    state: State = "new"
+    step: int = 0
+    """Finished steps."""
+    steps: int | None = None
+    """Planned steps."""
+    training_loss: float | None = None
+    """Mean over the last 20 logged steps."""
+    validation_loss: float | None = None
+    """The best one."""
+    best_step: int | None = None
+    tokens_per_s: float | None = None
+    """All tokens over all training time."""
+    time_s: float = 0.0
+    """Training time; evaluation, saving and stops left out."""
+    parameters: int | None = None
+    model_bytes: int | None = None
+    """Of all files in model/."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with the folder's files, a sentence each."""
+
+
+def show(folder: Path, *, plot: Path | None = None, as_json: bool = False) -> None:
+    """Print the runs in `folder` to stdout, as a table or as JSON, and draw their curves into `plot`.
+
+    Raises LinnetError where there are no runs, or nothing to draw.
+    """
+    folders = find_runs(folder)
+    runs = [summarize(path) for path in folders]
+    if as_json:
+        print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, allow_nan=False))
+    else:
+        print_table(runs)
+    if plot is not None:
+        from linnet.track.plots import plot_runs
+
+        rows = {
+            run.name: read_metrics(path / "metrics.jsonl") for run, path in zip(runs, folders, strict=True)
+        }
+        if plot_runs(rows, plot) is None:
+            raise LinnetError(f"There is nothing to draw: no run in {folder} has logged a step yet.")
+        print(f"The curves are in {plot}", file=sys.stderr)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders in `folder`, or `folder` itself if it is one; by name, with numbers in their order.
+
+    Raises LinnetError where there are none.
+    """
+    if not folder.is_dir():
+        raise LinnetError(f"There is no folder {folder}; name a folder of runs, or make one: linnet demo.")
+    if _is_run(folder):
+        return [folder]
+    found = [path for path in folder.iterdir() if path.is_dir() and _is_run(path)]
+    if not found:
+        raise LinnetError(f"No folder in {folder} holds a run (it has a recipe.toml); make one: linnet demo.")
+    return sorted(found, key=lambda path: _natural(path.name))
+
+
+def summarize(folder: Path) -> RunSummary:
+    """Read one run folder. Whatever is broken in it becomes an entry of `problems`."""
+    run = RunSummary(name=folder.resolve().name, path=str(folder))
+    recipe = _read_recipe(folder, run)
+    train, model = _part(recipe, "train"), _part(recipe, "model")
+    run.recipe = recipe.get("name") or None
+    run.parent = model.get("init_from") if model.get("init_from") != "scratch" else None
+    run.steps = _planned_steps(folder, run) or train.get("steps")
+    rows = _read_rows(folder, run)
+    _measure(run, rows)
+    _weigh(folder / "model", run)
+    run.state = _state(folder, run, rows, patience=train.get("patience"))
+    return run
+
+
+def print_table(runs: Sequence[RunSummary], *, console: Console | None = None) -> None:
+    """The runs as a table that fits the terminal, then what is wrong with them.
+
+    A narrow terminal gets fewer columns, not narrower ones: half a number is worse than none.
+    """
+    if console is None:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    columns = _columns(runs)
+    for header in DROPPED_FIRST:
+        if sum(_width(name, cells) + GAP for name, cells in columns.items()) - GAP <= console.width:
+            break
+        columns.pop(header, None)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for name in columns:
+        words = name in ("run", "recipe", "from", "state")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "run", overflow="fold")
+    for row, run in enumerate(runs):
+        cells = [Text(cells[row]) for cells in columns.values()]
+        cells[list(columns).index("state")].stylize(COLOURS.get(run.state, ""))
+        table.add_row(*cells)
+    console.print(table)
+    for run in runs:
+        for problem in run.problems:
+            console.print(Text(printable(f"{run.name}: {problem}"), style="red"))
+
+
+def _columns(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
+    """Header -> a cell for each run. Columns that would be empty or say what another says are left out."""
+    columns: dict[str, list[str]] = {
+        "run": [printable(run.name) for run in runs],
+        "recipe": ["" if run.recipe is None else printable(run.recipe) for run in runs],
+        "from": ["" if run.parent is None else printable(run.parent) for run in runs],
+        "state": [run.state for run in runs],
+        "steps": [
+            f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,}/{run.steps:,}"
+            for run in runs
+        ],
+        "loss": [_loss(run.training_loss) for run in runs],
+        "held-out": [_loss(run.validation_loss) for run in runs],
+        "at step": ["" if run.best_step is None else f"{run.best_step:,}" for run in runs],
+        "tokens/s": ["" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}" for run in runs],
+        "time": [_clock(run.time_s) if run.time_s else "" for run in runs],
+        "size": ["" if run.parameters is None else _count(run.parameters) for run in runs],
+        "model/": ["" if run.model_bytes is None else f"{run.model_bytes / 1e6:,.1f} MB" for run in runs],
+    }
+    if columns["recipe"] == columns["run"]:
+        del columns["recipe"]
+    return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def _width(header: str, cells: Sequence[str]) -> int:
+    return max(cell_len(text) for text in (header, *cells))
+
+
+def _clock(seconds: float) -> str:
+    """3910.2 -> '1:05:10'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.3f}"
+
+
+def _count(number: int) -> str:
+    """124439808 -> '124M'."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * 0.9995:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _is_run(folder: Path) -> bool:
+    return not folder.name.startswith(".") and any(
+        (folder / name).is_file() for name in ("recipe.toml", "metrics.jsonl")
+    )
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that puts run-2 before run-10."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    part = values.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _read_recipe(folder: Path, run: RunSummary) -> dict[str, Any]:
+    try:
+        return tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        run.problems.append("recipe.toml is missing")
+    except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8
+        run.problems.append(f"recipe.toml cannot be read: {error}")
+    return {}
+
+
+def _planned_steps(folder: Path, run: RunSummary) -> int | None:
+    """What the newest start planned; a recipe may give epochs instead of steps."""
+    try:
+        environment = json.loads((folder / "environment.json").read_bytes())
+        steps = environment["starts"][-1]["choices"]["steps"]["value"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        run.problems.append(f"environment.json cannot be read: {error}")
+        return None
+    except (LookupError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def _read_rows(folder: Path, run: RunSummary) -> list[Row]:
+    path = folder / "metrics.jsonl"
+    try:
+        damaged = scan(path)[1]
+        rows = read_metrics(path)
+    except LinnetError as error:
+        run.problems.append(str(error))
+        return []
+    if damaged:
+        lines = "line is" if len(damaged) == 1 else "lines are"
+        run.problems.append(f"metrics.jsonl:{damaged[0]}: {len(damaged)} {lines} damaged and left out")
+    return rows
+
+
+def _measure(run: RunSummary, rows: list[Row]) -> None:
+    """The columns that come from the metrics; numbers that are not finite do not count."""
+    steps = [row for row in rows if "loss" in row and isinstance(row.get("step"), int)]
+    if steps:
+        last = steps[-1]
+        run.step = last["step"]
+        run.time_s = _number(last.get("time_s")) or 0.0
+        tokens = _number(last.get("tokens"))
+        run.tokens_per_s = tokens / run.time_s if tokens and run.time_s else None
+        losses = [loss for row in steps[-LAST_STEPS:] if (loss := _number(row["loss"])) is not None]
+        run.training_loss = sum(losses) / len(losses) if losses else None
+    evaluations = [
+        (loss, row["step"])
+        for row in rows
+        if (loss := _number(row.get("validation_loss"))) is not None and isinstance(row.get("step"), int)
+    ]
+    if evaluations:  # The model before the first step counts only where there is no other, as in the loop.
+        trained = [pair for pair in evaluations if pair[1] > 0]
+        run.validation_loss, run.best_step = min(trained or evaluations)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _weigh(model: Path, run: RunSummary) -> None:
+    """Parameters and bytes of the model folder. Only headers are read: a model of gigabytes costs no time."""
+    if not model.is_dir():
+        return
+    files = [path for path in model.rglob("*") if path.is_file()]
+    run.model_bytes = sum(path.stat().st_size for path in files)
+    try:
+        counts = [_parameters(path) for path in files if path.suffix == ".safetensors"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        run.problems.append(f"a .safetensors file in model/ cannot be read: {error}")
+        return
+    if counts:
+        run.parameters = sum(counts)
+    else:
+        run.problems.append("model/ holds no .safetensors file")
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in a safetensors file: 8 bytes of header length, then a JSON header with each tensor's shape."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
+            raise ValueError(f"{path.name} is cut off or no safetensors file")
+        header = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _state(folder: Path, run: RunSummary, rows: list[Row], *, patience: object) -> State:
+    if _is_running(folder / "lock"):
+        return "running"
+    if run.steps is not None and run.step >= run.steps:
+        return "finished"
+    if run.best_step is not None and isinstance(patience, int):
+        evaluated = {row.get("step", 0) for row in rows if "validation_loss" in row}
+        if sum(step > run.best_step for step in evaluated) >= patience:
+            return "early stop"
+    return "stopped" if run.step else "new"
+
+
+def _is_running(lock: Path) -> bool:
+    """Whether a process holds the run's lock.
+
+    First the process that the file names: where it is gone from this machine, nobody holds the lock. Only else is
+    the lock itself tried, shared and for microseconds, so that a run that is just starting is not in its way.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        holder = _holder(os.read(descriptor, 4096))
+        if holder is not None and not _is_alive(holder):
+            return False
+        if sys.platform == "win32":
+            return holder is not None
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # A file system without locks.
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _holder(content: bytes) -> int | None:
+    """The process that a lock file names, if that is one of this machine."""
+    try:
+        holder = json.loads(content)
+        return int(holder["pid"]) if holder["host"] == socket.gethostname() else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # The process is someone else's.
+    return True
