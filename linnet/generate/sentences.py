@@ -1,0 +1,73 @@
+"""Where the sentences of a text end.
+
+Why: a model stops after so many tokens, mostly in mid-sentence. Cutting at the last full stop breaks `3.14`,
+`e.g.`, `Dr. Smith` and `J. R. R. Tolkien`.
+How: each `.`, `!`, `?` and their like is a candidate, judged by what stands before it (an abbreviation, an initial,
+a list number) and what follows (closing quotes, white space, a lower-case letter). While a text is still growing,
+only candidates that no further text can change count, so a stream never shows what is cut later.
+Doubtful cases (`vitamin B. Then`) count as no end: the text gets a sentence shorter, never a sentence broken.
+"""
+
+import re
+
+# One end mark or several, then what closes: "Stop!" he said. The asterisk and the underscore are markdown's.
+_MARKS = re.compile(r"[.!?…]+[\"'”’»)\]}*_]*|[。！？｡।؟][」』”’\"')）》】]*")
+_WORD_STARTS_AFTER = re.compile(r"[\s\"'“‘«(\[{*_/—–-]")
+_OPENING = "\"'“‘«([{*_—–-"
+_CLOSING = "\"'”’»)]}*_"
+
+# Never the end of a sentence: something belonging to them follows.
+_ALWAYS_MORE = frozenset(
+    "mr mrs ms messrs mme dr drs prof rev fr st ste mt gen col maj capt cmdr lt sgt cpl hon pres gov sen rep "
+    "vs cf viz al ca approx fig figs eq eqs vol vols pp ch sec ed eds trans ibid op jan feb mar apr jun jul aug "
+    "sep sept oct nov dec mon tue thu fri".split()  # noqa: SIM905 - a list would take 60 lines
+)
+# "No. 5" and "art. 3", but "She said no."
+_MORE_BEFORE_DIGITS = frozenset("no nos art p para".split())  # noqa: SIM905
+# e.g, i.e, U.S, a.m: the last dot follows. Initials are the shortest of these.
+_DOTTED = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
+_LIST_NUMBER = re.compile(r"\d+|[ivx]+", re.IGNORECASE)
+
+
+def last_sentence_end(text: str, *, start: int = 0, growing: bool = False) -> int:
+    """Index just after the last whole sentence of `text` (its closing quotes included); `start`: there is none.
+
+    `start`: an earlier result, from where to search. `growing`: more text may follow, so ends that this could
+    undo do not count.
+    Example: `Pi is 3.14. Dr. Who came, e.g. to tea. And th` -> 38, after `tea.`
+    """
+    for match in reversed(list(_MARKS.finditer(text, start))):
+        if _ends_sentence(text, match, growing=growing):
+            return match.end()
+    return start
+
+
+def _ends_sentence(text: str, match: re.Match[str], *, growing: bool) -> bool:
+    start, end = match.span()
+    if text[start] in "。！？｡।؟":
+        return not growing or end < len(text)
+    rest = text[end:].lstrip()
+    space = text[end : len(text) - len(rest)]
+    if rest and not space:
+        return False  # 3.14, linnet.py, U.S
+    new_paragraph = space.count("\n") >= 2
+    following = rest.lstrip(_OPENING)
+    if growing and not new_paragraph and not following:
+        return False  # a lower-case letter could come
+    single = text[start:end].rstrip(_CLOSING) == "."
+    if single and _belongs_to_word(text, start, rest=rest, new_paragraph=new_paragraph):
+        return False
+    return new_paragraph or not (following[:1].islower() or rest[:1] in tuple(".!?…"))
+
+
+def _belongs_to_word(text: str, dot: int, *, rest: str, new_paragraph: bool) -> bool:
+    """Whether the single full stop at `dot` is a part of the word before it: `Dr.`, `e.g.`, `J.`, `1.`"""
+    word = _WORD_STARTS_AFTER.split(text[max(0, dot - 40) : dot])[-1]
+    line = text[text.rfind("\n", 0, dot) + 1 : dot].strip()
+    if line == word and _LIST_NUMBER.fullmatch(word):
+        return True  # "1. First" at the start of a line
+    if new_paragraph:
+        return False
+    if word.lower() in _MORE_BEFORE_DIGITS:
+        return rest[:1].isdigit()
+    return word.lower() in _ALWAYS_MORE or bool(_DOTTED.fullmatch(word))
