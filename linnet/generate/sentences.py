@@ -17,13 +17,14 @@ _OPENING = "\"'“‘«([{*_—–-"
 _CLOSING = "\"'”’»)]}*_"
 
 # Never the end of a sentence: something belonging to them follows.
-_ALWAYS_MORE = frozenset(
-    "mr mrs ms messrs mme dr drs prof rev fr st ste mt gen col maj capt cmdr lt sgt cpl hon pres gov sen rep "
-    "vs cf viz al ca approx fig figs eq eqs vol vols pp ch sec ed eds trans ibid op jan feb mar apr jun jul aug "
-    "sep sept oct nov dec mon tue thu fri".split()  # noqa: SIM905 - a list would take 60 lines
+_ALWAYS_MORE = re.compile(
+    "mrs?|ms|messrs|mme|drs?|prof|rev|fr|ste?|mt|gen|col|maj|capt|cmdr|lt|sgt|cpl|hon|pres|gov|sen|rep|"
+    "vs|cf|viz|al|ca|approx|figs?|eqs?|vols?|pp|ch|sec|eds?|trans|ibid|op|"
+    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tue|thu|fri",
+    re.IGNORECASE,
 )
 # "No. 5" and "art. 3", but "She said no."
-_MORE_BEFORE_DIGITS = frozenset("no nos art p para".split())  # noqa: SIM905
+_MORE_BEFORE_DIGITS = re.compile("nos?|art|para", re.IGNORECASE)
 # e.g, i.e, U.S, a.m: the last dot follows. Initials are the shortest of these.
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _LIST_NUMBER = re.compile(r"\d+|[ivx]+", re.IGNORECASE)
@@ -68,6 +69,6 @@ def _belongs_to_word(text: str, dot: int, *, rest: str, new_paragraph: bool) -> 
         return True  # "1. First" at the start of a line
     if new_paragraph:
         return False
-    if word.lower() in _MORE_BEFORE_DIGITS:
+    if _MORE_BEFORE_DIGITS.fullmatch(word):
         return rest[:1].isdigit()
-    return word.lower() in _ALWAYS_MORE or bool(_DOTTED.fullmatch(word))
+    return bool(_ALWAYS_MORE.fullmatch(word) or _DOTTED.fullmatch(word))
