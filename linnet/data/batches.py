@@ -165,7 +165,7 @@ class _TextRows:
         examples = np.asarray(store.examples)
         # Example i begins at pair starts[i] - i, since each example before it has one pair less than tokens.
         self._pair_starts = examples[:-1] - np.arange(len(examples) - 1)
-        self.pairs = int(examples[-1]) - (len(examples) - 1)
+        self.pairs = store.pairs
         self.total_pairs = self.pairs
         self.block_size = block_size
         self.rows_per_epoch = self.pairs // block_size
