@@ -13,17 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from linnet import files, session
 from linnet.config import flatten, parse_overrides, read_recipe_values
+from linnet.device import choose_device
+from linnet.errors import UsageError
 from linnet.generate.engine import Model
 from linnet.model.loss import next_token_loss
+from linnet.model.pretrained import load_model
+from linnet.model.resolve import resolve_model
 from linnet.run import RunFolder
 from linnet.show import show_end, show_first_batch, show_plan, show_profile
+from linnet.tokenizer import load_tokenizer
 from linnet.track.metrics import read_metrics
 from linnet.train import loop
 from linnet.train.stop import StopSignals
 
 Part = Mapping[str, Any]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -121,12 +129,16 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
         model: a run, a model folder, or a name on the hub.
         precision: "fp32" or "bf16".
     """
-    return Model.load(model, precision=precision)
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}.")
+    folder = resolve_model(model)
+    network = load_model(folder).to(choose_device().value, PRECISIONS[precision])
+    return Model(network, load_tokenizer(str(folder)))
 
 
 def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Build a recipe's token store, or find it ready; returns its counts."""
-    settled = session.Request(recipe, parse_overrides(overrides)).settle(None)
+    settled = session.Request(recipe, parse_overrides(overrides)).settle()
     store = session.prepare_store(settled, initial=session.initial_model(settled), say=print)
     return {"folder": str(store.folder), **store.manifest["counts"]}
 

@@ -12,8 +12,9 @@ import errno
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -112,12 +113,14 @@ def generate(
     *,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write, without the prompt.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")] = None,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that have this share together.")
-    ] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one's.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Over 1: make seen tokens less likely.")] = 1.0,
+        float, typer.Option(help="Draw from the likeliest tokens that together have this share.")
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from tokens with at least this share of the likeliest one's.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make seen tokens less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given again.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     end_at_sentence: Annotated[
@@ -134,9 +137,10 @@ def generate(
     if stream and as_json:
         raise UsageError("--stream and --json exclude each other: JSON is printed once, at the end.")
     from linnet import api
+    from linnet.generate.sampling import SamplingOptions
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    settings: dict[str, Any] = {
+    options: SamplingOptions = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -144,18 +148,18 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": stop or [],
-        "seed": seed,
+        "seed": "random" if seed is None else seed,
         "end_at_sentence": end_at_sentence,
     }
     loaded = api.load(model, precision=precision)
     if stream:
-        for piece in loaded.stream(text, **settings):
+        for piece in loaded.stream(text, **options):
             print(piece, end="", flush=True)
         print()
         return
-    completion = loaded.complete(text, **settings)
+    completion = loaded.complete(text, **options)
     if as_json:
-        print(json.dumps(vars(completion)))
+        print(json.dumps(asdict(completion)))
     else:
         print(completion.text)
 

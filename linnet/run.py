@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from linnet import files
-from linnet.config import Recipe, dump_recipe, flatten
+from linnet.config import Recipe, dump_recipe, flatten, read_recipe_values
 from linnet.device import describe_machine
 from linnet.errors import LinnetError
 from linnet.train.plan import Plan
@@ -66,6 +66,13 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    def recipe_values(self) -> dict[str, Any]:
+        """What recipe.toml holds; nothing where it is missing or damaged (the checkpoint's copy counts)."""
+        try:
+            return read_recipe_values(str(self.recipe)) if self.recipe.is_file() else {}
+        except LinnetError:
+            return {}
 
     def write_recipe(self, recipe: Recipe) -> None:
         """recipe.toml with every default written out; "auto" stays "auto"."""

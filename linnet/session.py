@@ -8,7 +8,6 @@ How    `api.train` opens a session under the run's lock and calls `loop.train(se
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -46,15 +45,15 @@ class Request:
     recipe: str
     overrides: Mapping[str, Any]
 
-    def settle(self, before: Mapping[str, Any] | None) -> Recipe:
+    def settle(self, before: Mapping[str, Any] = {}) -> Recipe:
         """The recipe that counts now.
 
         A recipe file is read anew. Of a built-in one, a run that goes on keeps its own values, `before`, so that
         `linnet train lines` needs no keys the second time and outlives a change of the built-in.
         """
         values = read_recipe_values(self.recipe)
-        if before is not None and self.recipe in recipe_names() and before["name"] == values["name"]:
-            values = {key: value for key, value in before.items() if value is not None}
+        if self.recipe in recipe_names() and before.get("name") == values["name"]:
+            values = dict(before)
         return build_recipe(values, self.overrides, where=self.recipe)
 
 
@@ -184,7 +183,7 @@ class Session:
             state={
                 "loop": state.numbers(),
                 "row_bytes": {"metrics": self._metrics.size, "samples": self._samples.size},
-                "recipe": self.recipe.model_dump(),
+                "recipe": self.recipe.model_dump(exclude_none=True),
                 "model_config": vars(self.model.config),
                 "data": self.store.fingerprint,
                 "tokenizer": self.tokenizer.fingerprint,
@@ -222,21 +221,23 @@ def newest_checkpoint(
     Raises:
         LinnetError: the folder holds the run of another recipe.
     """
-    name = read_recipe_values(request.recipe)["name"]
-    if folder.recipe.is_file():
-        with contextlib.suppress(LinnetError):  # A damaged copy: the checkpoint's recipe counts.
-            held = read_recipe_values(str(folder.recipe))["name"]
-            if held != name:
-                raise _another_recipe(folder, held=held, name=name)
-    if folder.model.parent.is_dir():
-        files.repair_folder(folder.model)
+    held, name = folder.recipe_values().get("name"), read_recipe_values(request.recipe)["name"]
+    if held not in (None, name):
+        raise LinnetError(
+            f"{folder.root} holds a run of the recipe {held}, not {name}; give this one its own folder: "
+            f"--run runs/{name}-2"
+        )
+    files.repair_folder(folder.model)
     return load_newest(folder.checkpoints, say=say)
 
 
 def is_done(request: Request, checkpoint: Checkpoint) -> bool:
     """Whether the run is finished and nothing new is asked of it; looks at neither data nor model."""
     before = checkpoint.state
-    return bool(before["finished"]) and request.settle(before["recipe"]).model_dump() == before["recipe"]
+    return (
+        bool(before["finished"])
+        and request.settle(before["recipe"]).model_dump(exclude_none=True) == before["recipe"]
+    )
 
 
 def open_session(
@@ -250,10 +251,10 @@ def open_session(
 ) -> Session:
     """Everything that happens before the first step; nothing in the run folder is touched yet."""
     before = checkpoint.state if checkpoint else None
-    recipe = request.settle(before["recipe"] if before else None)
+    recipe = request.settle(before["recipe"] if before else folder.recipe_values())
     initial = initial_model(recipe)
     store = prepare_store(recipe, initial=initial, say=say)
-    for note in store.manifest["notes"]:
+    for note in store.notes:
         say(note)
     model_config = choose_model(recipe, store=store, initial=initial)
     plan = plan_run(recipe, store=store, model_config=model_config, before=before)
@@ -333,7 +334,10 @@ def choose_model(recipe: Recipe, *, store: Store, initial: Path | None) -> GPT2C
 def choose_block(recipe: Recipe, *, store: Store, n_positions: int) -> Any:
     """Tokens in a row for this data and model."""
     return choose_block_size(
-        recipe.train.block_size, longest=store.longest, pairs=store.pairs, n_positions=n_positions
+        recipe.train.block_size,
+        longest=None if store.format == "text" else store.longest,
+        pairs=store.pairs,
+        n_positions=n_positions,
     )
 
 
@@ -341,10 +345,14 @@ def plan_run(
     recipe: Recipe, *, store: Store, model_config: GPT2Config, before: Mapping[str, Any] | None
 ) -> Plan:
     """The plan; a run that goes on keeps its micro-batch unless the recipe names one."""
+
+    def count_rows(block_size: int) -> int:
+        return Batches(store, block_size=block_size, batch_size=1, seed=recipe.train.seed).rows_per_epoch
+
     return make_plan(
         recipe.train,
         block_size=choose_block(recipe, store=store, n_positions=model_config.n_positions),
-        count_rows=store.count_rows,
+        count_rows=count_rows,
         n_layer=model_config.n_layer,
         n_embd=model_config.n_embd,
         micro_batch_size=before["micro_batch_size"] if before else None,
@@ -360,7 +368,7 @@ def build_model(config: GPT2Config, *, recipe: Recipe, initial: Path | None) -> 
 
 def changes_since(before: Mapping[str, Any], *, recipe: Recipe, store: Store) -> list[Change]:
     """What differs from the run so far: keys of the recipe, the content of the data, the tokenizer."""
-    changes = compare_recipes(before["recipe"], recipe.model_dump())
+    changes = compare_recipes(before["recipe"], recipe.model_dump(exclude_none=True))
     for key, old, new in (
         ("tokenizer.name", before["tokenizer"], store.tokenizer().fingerprint),
         ("data.source", before["data"], store.fingerprint),
@@ -368,10 +376,3 @@ def changes_since(before: Mapping[str, Any], *, recipe: Recipe, store: Store) ->
         if old != new and key not in {change.key for change in changes}:
             changes.append(Change(f"{key} (its content)", old[:12], new[:12]))
     return changes
-
-
-def _another_recipe(folder: RunFolder, *, held: str, name: str) -> LinnetError:
-    return LinnetError(
-        f"{folder.root} holds a run of the recipe {held}, not {name}; give this one its own folder: "
-        f"--run runs/{name}-2"
-    )

@@ -6,6 +6,7 @@ How    Rich tables on stdout; in a log file they are plain text.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def show_plan(session: Session, *, goes_on: bool) -> None:
     rows = [
         (
             "model",
-            f"{model.parameters():,} parameters",
+            f"{model.parameters:,} parameters",
             f"from {session.recipe.model.init_from}: "
             f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, {model.n_positions} positions",
         ),
@@ -101,6 +102,7 @@ def show_profile(session: Session) -> None:
             looks=quiet,
         )
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # The profiler's own lines on stderr.
     run_until(1)  # The first step allocates and chooses kernels.
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run_until(1 + PROFILED_STEPS)
