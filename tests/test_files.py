@@ -199,8 +199,10 @@ def test_all_bytes_are_synced_before_their_name_appears(tmp_path: Path) -> None:
         return operation(*arguments)
 
     fill(tmp_path / "model", OLD)
-    with faults.wrapped(around) as names:
-        replace(tmp_path / "model")
+    with faults.wrapped(around) as names, files.new_folder(tmp_path / "model") as new:
+        fill(new, NEW)
+        (new / "plain").write_bytes(b"by another library")
+        unsynced.update({new, new / "plain"})
     assert visible[-1] == tmp_path / "model"
     assert names.count("rmdir") == 2
 
