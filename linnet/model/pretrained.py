@@ -69,11 +69,11 @@ def read_config(folder: Path, *, dropout: float = 0.0) -> GPT2Config:
         raise LinnetError(
             f"{path}: model_type is {config.get('model_type')!r}, but Linnet reads 'gpt2' only; name a GPT-2."
         )
-    for architecture in config.get("architectures") or []:
-        if architecture not in ("GPT2LMHeadModel", "GPT2Model"):
-            raise LinnetError(
-                f"{path}: {architecture} is no language model; name a folder of GPT2LMHeadModel."
-            )
+    architectures = config.get("architectures")
+    if architectures not in (None, [], ["GPT2LMHeadModel"], ["GPT2Model"]):
+        raise LinnetError(
+            f"{path}: architectures is {architectures!r}, but Linnet reads language models, ['GPT2LMHeadModel'], only."
+        )
     activation = config.get("activation_function", "gelu_new")
     if activation not in TANH_GELU:
         raise LinnetError(f"{path}: activation_function is {activation!r}, but a GPT-2 has 'gelu_new'.")
