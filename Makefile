@@ -1,0 +1,77 @@
+# What a developer types is what CI types (.ci/run).
+#
+# Each target installs into .venv what it needs, once; a change of pyproject.toml or constraints.txt installs
+# again. torch goes first and alone: its version is exact, so that a build for this machine which lies in pip's
+# reach (PIP_FIND_LINKS, say one for CPUs only) is taken instead of gigabytes for another one.
+
+# The first of these that is new enough; make PYTHON=/path/to/python takes another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
+  $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SETTINGS := pyproject.toml constraints.txt
+
+.PHONY: help demo test test-slow torture check format bench docs install clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/demo.done ## train a small GPT-2 on Python's own documentation; under 3 minutes
+	$(BIN)/linnet demo
+
+test: .venv/test.done ## the tests; under 5 minutes on two cores
+	$(BIN)/python -m pytest -m 'not slow and not torture' $(ARGS)
+
+test-slow: .venv/test.done ## the tests that take longer; under 40 minutes
+	$(BIN)/python -m pytest -m 'slow and not torture' $(ARGS)
+
+torture: .venv/test.done ## kills, full disks and damage in the full numbers; hours
+	$(BIN)/python -m pytest -m torture --timeout 0 $(ARGS)
+
+check: .venv/check.done ## ruff, ruff format, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/check.done ## let ruff put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/test.done ## compare with nanoGPT: make bench NANOGPT=/path/to/nanoGPT
+	@test -n "$(NANOGPT)" || { echo "make bench needs a clone of nanoGPT: make bench NANOGPT=/path/to/nanoGPT" >&2; exit 2; }
+	$(BIN)/python benchmarks/time_to_loss.py --nanogpt $(NANOGPT) $(ARGS)
+
+docs: .venv/demo.done ## write docs/keys.md and docs/commands.md anew from the code
+	$(BIN)/python docs/make.py
+
+install: .venv/dev.done ## everything for development: all extras, too
+
+clean: ## remove .venv and what tools leave behind; runs/ and prepared/ stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find linnet tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/torch.done:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Linnet needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -1)." >&2; \
+	  echo "Install a newer one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into .venv what is needed. The first time this takes some minutes, mostly for torch."
+	$(PYTHON) -m venv .venv
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet $(TORCH)
+	@touch $@
+
+.venv/demo.done: .venv/torch.done $(SETTINGS)
+	$(PIP) --editable .
+	@touch $@
+
+.venv/test.done: .venv/torch.done $(SETTINGS)
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/demo.done
+
+.venv/check.done: .venv/torch.done $(SETTINGS)
+	$(PIP) --editable . mypy ruff
+	@touch $@ .venv/demo.done
+
+.venv/dev.done: .venv/torch.done $(SETTINGS)
+	$(PIP) --editable '.[dev,track,eval]'
+	@touch $@ .venv/demo.done .venv/test.done .venv/check.done
