@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # Names that both Python and iconv know, with the first bytes of the double-byte codes in everyday use (0: no such).
+# Of two with the same score the first is taken: Korean bytes are common ideographs in GB18030, not the other way.
 _CANDIDATES: dict[str, tuple[int, int]] = {
+    "EUC-KR": (0xB0, 0xC8),
+    "EUC-JP": (0xB0, 0xCF),
+    "SHIFT_JIS": (0x88, 0x97),
     "GB18030": (0xB0, 0xD7),
     "BIG5": (0xA4, 0xC6),
-    "SHIFT_JIS": (0x88, 0x97),
-    "EUC-JP": (0xB0, 0xCF),
-    "EUC-KR": (0xB0, 0xC8),
     "WINDOWS-1251": (0, 0),
     "KOI8-R": (0, 0),
     "WINDOWS-1253": (0, 0),
     "WINDOWS-1252": (0, 0),
     "WINDOWS-1250": (0, 0),
     "CP850": (0, 0),
+    "CP866": (0, 0),
     "MACINTOSH": (0, 0),
 }
 _PYTHON_NAMES = {"MACINTOSH": "mac_roman", "EUC-KR": "cp949", "SHIFT_JIS": "cp932"}
@@ -68,7 +70,8 @@ def _score(sample: bytes, name: str) -> float:
         for end in range(4):
             try:
                 text = sample[shift : len(sample) - end].decode(python_name)
-                return _score_text(text, _everyday(python_name, *_CANDIDATES[name]))
+                everyday = _everyday(python_name, *_CANDIDATES[name])
+                return _score_text(text, everyday, kana=name in ("EUC-JP", "SHIFT_JIS"))
             except UnicodeDecodeError:
                 continue
     return -1.0
@@ -79,7 +82,7 @@ def _everyday(python_name: str, first: int, last: int) -> Callable[[str], bool]:
     return lambda character: first <= character.encode(python_name)[0] <= last
 
 
-def _score_text(text: str, everyday: Callable[[str], bool]) -> float:
+def _score_text(text: str, everyday: Callable[[str], bool], *, kana: bool) -> float:
     total = count = 0.0
     latin = sum(c.isascii() and c.isalpha() for c in text)
     foreign = sum(not c.isascii() and c.isalpha() for c in text)
@@ -88,7 +91,7 @@ def _score_text(text: str, everyday: Callable[[str], bool]) -> float:
             continue
         count += 1
         if "\u3041" <= character <= "\u30fe":  # kana
-            total += 1
+            total += 1 if kana else -1
         elif "\u3400" <= character <= "\ud7a3":  # ideographs, Hangul
             total += 1 if everyday(character) else -0.5
         elif character.isalpha() and character < "\u0590":
