@@ -150,17 +150,17 @@ def _columns(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
     """Header -> a cell for each run. Columns that would be empty or say what another says are left out."""
     columns: dict[str, list[str]] = {
         "run": [printable(run.name) for run in runs],
-        "recipe": ["" if run.recipe is None else printable(run.recipe) for run in runs],
-        "from": ["" if run.parent is None else printable(run.parent) for run in runs],
+        "recipe": [printable(run.recipe or "") for run in runs],
+        "from": [printable(run.parent or "") for run in runs],
         "state": [run.state for run in runs],
         "steps": [
             f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,}/{run.steps:,}"
             for run in runs
         ],
-        "loss": [_loss(run.training_loss) for run in runs],
-        "held-out": [_loss(run.validation_loss) for run in runs],
-        "at step": ["" if run.best_step is None else f"{run.best_step:,}" for run in runs],
-        "tokens/s": ["" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}" for run in runs],
+        "loss": [_text(run.training_loss, ".3f") for run in runs],
+        "held-out": [_text(run.validation_loss, ".3f") for run in runs],
+        "at step": [_text(run.best_step, ",") for run in runs],
+        "tokens/s": [_text(run.tokens_per_s, ",.0f") for run in runs],
         "time": [_clock(run.time_s) if run.time_s else "" for run in runs],
         "size": ["" if run.parameters is None else _count(run.parameters) for run in runs],
         "model/": ["" if run.model_bytes is None else f"{run.model_bytes / 1e6:,.1f} MB" for run in runs],
@@ -181,8 +181,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _loss(loss: float | None) -> str:
-    return "" if loss is None else f"{loss:.3f}"
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _count(number: int) -> str:
