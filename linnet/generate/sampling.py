@@ -8,7 +8,7 @@ the same seed gives the same tokens alone or among others, and a stream can be r
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -60,14 +60,16 @@ class Sampling:
         _check_count("max_new_tokens", self.max_new_tokens)
         if self.top_k is not None:
             _check_count("top_k", self.top_k)
-        _check_number("temperature", self.temperature, "at least 0", self.temperature >= 0)
-        _check_number("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
-        _check_number("min_p", self.min_p, "at least 0 and at most 1", 0 <= self.min_p <= 1)
-        _check_number("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)
+        _check_number("temperature", self.temperature, wanted="at least 0", fits=lambda x: x >= 0)
+        _check_number("top_p", self.top_p, wanted="above 0 and at most 1", fits=lambda x: 0 < x <= 1)
+        _check_number("min_p", self.min_p, wanted="from 0 to 1", fits=lambda x: 0 <= x <= 1)
+        _check_number("repetition_penalty", self.repetition_penalty, wanted="above 0", fits=lambda x: x > 0)
         if self.seed != "random" and type(self.seed) is not int:
             raise UsageError(f"seed is {self.seed!r}, but must be a whole number or 'random'.")
-        if not all(isinstance(text, str) and text for text in self.stops):
+        if not isinstance(self.stop, Sequence) or not all(isinstance(s, str) and s for s in self.stops):
             raise UsageError(f"stop is {self.stop!r}, but must be texts of at least one character.")
+        if not isinstance(self.end_at_sentence, bool):
+            raise UsageError(f"end_at_sentence is {self.end_at_sentence!r}, but must be True or False.")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -84,9 +86,15 @@ def _check_count(name: str, value: object) -> None:
         raise UsageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
 
 
-def _check_number(name: str, value: object, wanted: str, fits: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits:
-        raise UsageError(f"{name} is {value!r}, but must be a number {wanted}.")
+def _check_number(name: str, value: object, *, wanted: str, fits: Callable[[float], bool]) -> None:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and fits(value)
+    ):
+        return
+    raise UsageError(f"{name} is {value!r}, but must be a number {wanted}.")
 
 
 def next_token(logits: Tensor, seen: Tensor, *, sampling: Sampling, seed: int, number: int) -> int:
