@@ -8,10 +8,10 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
   $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
 TORCH ?= torch==2.13.0
-PIP_CONSTRAINTS ?= constraints.txt
+CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint $(PIP_CONSTRAINTS)
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 SETTINGS := pyproject.toml constraints.txt
 
 .PHONY: help demo test test-slow torture check format bench docs install clean
