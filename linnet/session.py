@@ -287,7 +287,12 @@ def open_session(
 
 def initial_model(recipe: Recipe) -> Path | None:
     """The folder of the initial weights; None from scratch."""
-    return None if recipe.model.init_from == SCRATCH else resolve_model(recipe.model.init_from)
+    if recipe.model.init_from == SCRATCH:
+        return None
+    try:
+        return resolve_model(recipe.model.init_from)
+    except LinnetError as error:
+        raise LinnetError(f"model.init_from: {error} Or start from nothing with model.init_from=scratch.") from error
 
 
 def prepare_store(recipe: Recipe, *, initial: Path | None, say: Callable[[str], None]) -> Store:

@@ -1,0 +1,42 @@
+"""`linnet demo`: a language model is born, on any machine, from text that every Python brings along.
+
+What   Collect the documentation that Python carries, train the recipe `demo` on it, and show what the model writes
+       before, midway and at the end.
+Why    The first thing that a newcomer types must work without data, network, account or card, and show the whole road.
+How    The same calls that a user would make: the corpus (`linnet.data.pydocs`), then `linnet.train("demo", ...)`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from linnet import api
+from linnet.data.pydocs import write_corpus
+from linnet.run import RunFolder
+from linnet.track.metrics import Row, read_rows
+from linnet.track.progress import printable
+
+CORPUS = Path("prepared/demo-corpus")
+
+
+def run_demo(run: Path) -> None:
+    """Collect the text, train, and print three samples and the commands to go on with."""
+    print("Collecting the documentation that this Python carries ...", flush=True)
+    print(f"Found {write_corpus(CORPUS)}.", flush=True)
+    trained = api.train("demo", data={"source": str(CORPUS)}, run=run)
+    rows = read_rows(RunFolder(trained.dir).samples)
+    for title, row in zip(("before training", "midway", "at the end"), chosen(rows), strict=False):
+        print(f"\n--- what it writes {title} (step {row['step']:,}) ---\n{printable(row['prompt'] + row['text'])}")
+    print(
+        f"""
+Go on with:
+  linnet generate {run} "Return a new list" --seed 1    more text
+  linnet runs {run.parent}                                     how the training went
+  linnet train scratch data.source=FILE              the same with a text of your own
+  linnet train lines data.source=data.txt            fine-tune a published GPT-2 on your lines"""
+    )
+
+
+def chosen(rows: list[Row]) -> list[Row]:
+    """The first, the middle and the last of the samples."""
+    return [rows[0], rows[len(rows) // 2], rows[-1]] if rows else []
