@@ -93,6 +93,23 @@ class KVCache:
         self.length = 0
 
 
+class Linear(nn.Linear):
+    """Not filled by torch: `GPT2.initialize` or a file does it (124 M numbers drawn for nothing take a second).
+
+    Nor must it be filled on the `meta` device, where drawing imports torch's compiler: 1.1 s.
+    """
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Not filled by torch, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     """Causal self-attention with H heads."""
 
@@ -100,8 +117,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v stacked
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k and v stacked
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
@@ -122,8 +139,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -158,13 +175,13 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        with torch.device("meta"):  # torch would fill 124 M weights with numbers that we overwrite: a second
-            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-            self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        meta = device.type == "meta"
+        with torch.device("meta" if meta else "cpu"):  # always on the CPU first: others draw other numbers
+            self.wte = Embedding(config.vocab_size, config.n_embd)
+            self.wpe = Embedding(config.n_positions, config.n_embd)
             self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        if device.type != "meta":
-            self.to_empty(device="cpu")  # always on the CPU first: other devices draw other numbers
+        if not meta:
             self.initialize(seed)
             self.to(device)
 
