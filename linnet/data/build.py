@@ -250,19 +250,16 @@ class Build:
         row_to_example = ROW_FORMATS[self.data.format]
         digests = {source: hashlib.sha256() for source in self.sources}
         for batch in _batches(self._rows(lambda source: self._hashed(digests[source]))):
-            examples = [row_to_example(line) for _, line in batch]
-            encoded = example_ids(tokenizer, examples)
-            for (held_out, _), example, (ids, learn) in zip(batch, examples, encoded, strict=True):
-                part = parts[held_out]
-                part.begin()
-                part.add(ids, learn)
-                part.counts["rows"] += 1
-                part.counts["bytes"] += _text_bytes(example)
+            for held_out, part in parts.items():
+                examples = [row_to_example(line) for side, line in batch if side is held_out]
+                part.add_examples(example_ids(tokenizer, examples))
+                part.counts["rows"] += len(examples)
+                part.counts["bytes"] += _text_bytes(examples)
         self.hashes += [digest.hexdigest() for digest in digests.values()]
 
 
-def _text_bytes(example: Example) -> int:
-    return sum(len(segment.text.encode()) for segment in example)
+def _text_bytes(examples: list[Example]) -> int:
+    return sum(len(segment.text.encode()) for example in examples for segment in example)
 
 
 def _batches(rows: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,6 @@ class Store:
                 f"{folder} is not prepared data; run `linnet prepare`, or set another data.prepared."
             )
         return cls(folder, manifest)
-
-    @cached_property
-    def learned_tokens(self) -> int:
-        """Targets that are learned."""
-        return int(self.manifest["counts"]["learned_tokens"])
 
     @property
     def pairs(self) -> int:
@@ -138,6 +133,16 @@ class StoreWriter:
         self._learn.write(flags)
         self.counts["tokens"] += len(ids)
         self.counts["learned_tokens"] += flags.count(1)
+
+    def add_examples(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Append whole examples, each (ids, one flag for each)."""
+        if not examples:
+            return
+        ends = np.cumsum([len(ids) for ids, _ in examples], dtype="<i8") + self.counts["tokens"]
+        self._starts.write(np.concatenate([[self.counts["tokens"]], ends[:-1]]).astype("<i8").tobytes())
+        self.counts["examples"] += len(examples)
+        flags = bytes(chain.from_iterable(learn for _, learn in examples))
+        self.add(list(chain.from_iterable(ids for ids, _ in examples)), flags)
 
     def finish(self, *, extra: Mapping[str, Any]) -> str:
         """Write examples.npy, quarantine.jsonl and manifest.json (with `extra`) after the block; the fingerprint."""

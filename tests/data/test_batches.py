@@ -135,7 +135,7 @@ def test_examples_do_not_leak_into_each_other(
         assert batch.tokens == sum(map(sum, batch.lengths))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     texts=st.lists(st.text("ab ", min_size=1, max_size=30), min_size=1, max_size=6),
     block_size=st.integers(1, 12),
@@ -153,7 +153,7 @@ def test_any_texts_in_any_blocks(texts: list[str], block_size: int, batch_size: 
             check(store, batches(step))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lines=st.lists(st.text("ab ", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=12),
     block_size=st.integers(1, 12),

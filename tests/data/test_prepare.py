@@ -298,7 +298,7 @@ def test_progress_goes_up_to_the_total(tmp_path: Path) -> None:
             seen: list[tuple[int, int]] = []
             folder = tmp_path / f"{passes}{form}{tokenizer[-4:]}"
             folder.mkdir()
-            (folder / "a.txt").write_text("some text\n" * 100_000)
+            (folder / "a.txt").write_text("some text\n" * 30_000)
             make_store(
                 folder,
                 source=str(folder / "a.txt"),
@@ -306,9 +306,9 @@ def test_progress_goes_up_to_the_total(tmp_path: Path) -> None:
                 tokenizer=tokenizer,
                 progress=lambda done, total, seen=seen: seen.append((done, total)),
             )
-            assert seen[-1] == (1_000_000 * passes, 1_000_000 * passes)
+            assert seen[-1] == (300_000 * passes, 300_000 * passes)
             assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-            assert len(seen) >= 4
+            assert len(seen) >= 2
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
