@@ -22,8 +22,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 
 from linnet import files
 from linnet.errors import LinnetError
+from linnet.hub import snapshot
 
 END_OF_TEXT = "<|endoftext|>"
+HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 # Pieces of this many characters are encoded in parallel: 7.3 MB/s at 4,096 to 16,384 on two cores, 4.8 at 65,536.
 PIECE = 8192
@@ -316,35 +318,13 @@ def load_tokenizer(name: str) -> Tokenizer:
             if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
                 return Tokenizer.load(place)
         return Tokenizer.load(folder)
-    return Tokenizer.load(_from_hub(name))
+    try:
+        return Tokenizer.load(snapshot(name, patterns=HUB_FILES, complete=_has_tokenizer))
+    except LinnetError as error:
+        raise LinnetError(
+            f"The tokenizer {name}: {error} Offline, set tokenizer.name to a folder with tokenizer.json, or to bpe."
+        ) from error
 
 
-def _from_hub(name: str) -> Path:
-    """The local snapshot of the tokenizer files of hub repository `name`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
-    # The old short names moved; a mirror or an old cache may know only one of the two.
-    names = [name, f"openai-community/{name}"] if re.fullmatch(r"gpt2(-medium|-large|-xl)?", name) else [name]
-    problem: Exception | None = None
-    for local_only in (True, False):
-        for candidate in names:
-            try:
-                folder = Path(
-                    snapshot_download(candidate, allow_patterns=patterns, local_files_only=local_only)
-                )
-            except HFValidationError as error:
-                raise LinnetError(
-                    f"There is no folder {name}, and it is no name on the hub; check the path."
-                ) from error
-            except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
-                problem = error
-                continue
-            if any((folder / file).is_file() for file in ("tokenizer.json", "merges.txt")):
-                return folder
-    raise LinnetError(
-        f"The tokenizer {name} is neither a folder nor in the local cache, and the hub did not give it "
-        f"({type(problem).__name__}); offline, set tokenizer.name to a folder with "
-        "tokenizer.json, or tokenizer.name=bpe."
-    ) from problem
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("tokenizer.json", "merges.txt"))

@@ -5,11 +5,12 @@ How: folders come first; a name on the hub is looked up in Hugging Face's cache 
 worked once works offline. Only files that cannot be code are downloaded.
 """
 
-import re
 from pathlib import Path
 
 from linnet.errors import LinnetError
-from linnet.model.gpt2 import SIZES
+from linnet.hub import snapshot
+
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # None of these can be code.
 
 
 def resolve_model(name: str | Path) -> Path:
@@ -31,37 +32,14 @@ def resolve_model(name: str | Path) -> Path:
         )
     if folder.exists():
         raise LinnetError(f"{folder} is a file; name the model folder that it lies in.")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)):
-        raise LinnetError(f"There is no folder {folder}; name a run, a model folder, or a model on the hub.")
-    return _from_hub(str(name))
+    try:
+        return snapshot(str(name), patterns=HUB_FILES, complete=_has_model)
+    except LinnetError as error:
+        raise LinnetError(
+            f"{error} Check the name; offline, copy config.json, model.safetensors and tokenizer.json into a folder "
+            "and name it."
+        ) from error
 
 
-def _from_hub(name: str) -> Path:
-    """Download (or find in the cache) what a model folder may hold, and nothing that could be code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    # The published sizes moved to openai-community; a mirror or an old cache may know only one of the names.
-    names = [name, f"openai-community/{name}"] if name in SIZES else [name]
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-    problem: Exception | None = None
-    for local_only in (True, False):
-        for candidate in names:
-            try:
-                folder = Path(
-                    snapshot_download(
-                        candidate, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=local_only
-                    )
-                )
-            except HFValidationError as error:
-                raise LinnetError(f"There is no folder {name}, and it is no name on the hub.") from error
-            except Exception as error:  # offline: hub, http and socket errors of several libraries
-                problem = error
-                continue
-            whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-            if whole or not local_only:
-                return folder
-    raise LinnetError(
-        f"There is no folder {name}, and the hub did not give a model of that name ({type(problem).__name__}): "
-        f"check the name; offline, copy config.json, model.safetensors and tokenizer.json into a folder and name it."
-    ) from problem
+def _has_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))

@@ -1,0 +1,75 @@
+"""Models and tokenizers from the hub, with the real client against a hub on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linnet.model.gpt2 import GPT2, GPT2Config
+from linnet.model.pretrained import save_model
+from linnet.tokenizer import train_bpe
+from tests.loopback_hub import LoopbackHub
+
+TEXT = "The linnet learns its song by listening. " * 40
+
+
+def publish(folder: Path) -> None:
+    """A tiny gpt2 in a repository, beside things that nobody may open."""
+    folder.mkdir(parents=True)
+    tokenizer = train_bpe(iter([TEXT]), vocab_size=280)
+    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    save_model(folder, GPT2(config, seed=0), tokenizer=tokenizer)
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "modeling.py").write_text("raise SystemExit('code from a model folder ran')")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+
+
+def linnet(*words: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; huggingface_hub reads its settings when it is imported, hence a process of its own."""
+    env = os.environ | {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint}
+    command = [sys.executable, "-m", "linnet", *words]
+    return subprocess.run(
+        command, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("place", ["gpt2", "openai-community/gpt2"])
+def test_gpt2_comes_from_the_hub_once_and_then_from_the_cache(tmp_path: Path, place: str) -> None:
+    publish(tmp_path / "hub" / place)
+    words = ("generate", "gpt2", "The linnet", "--max-new-tokens", "8", "--seed", "1")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        first = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+        assert first.returncode == 0, first.stderr
+        fetched = " ".join(hub.requests)
+        asked = len(hub.requests)
+        second = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+        assert len(hub.requests) == asked, "the cache holds it: the hub must not be asked again"
+    offline = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+    assert first.stdout == second.stdout == offline.stdout
+    assert "model.safetensors" in fetched
+    for never in ("pytorch_model.bin", "modeling.py", "onnx/", "telemetry", "agent"):
+        assert never not in fetched
+
+
+def test_fine_tuning_takes_model_and_tokenizer_from_the_hub(tmp_path: Path) -> None:
+    publish(tmp_path / "hub" / "someone" / "tiny")
+    (tmp_path / "data.txt").write_text("".join(f"Bird {i} sings a song.\n" for i in range(50)))
+    with LoopbackHub(tmp_path / "hub") as hub:
+        done = linnet(
+            *("train", "lines", "data.source=data.txt", "model.init_from=someone/tiny", "train.steps=3"),
+            home=tmp_path,
+            endpoint=hub.endpoint,
+        )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "lines" / "model" / "model.safetensors").is_file()
+
+
+def test_without_a_hub_one_sentence_says_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("One line.\nAnother line.\n" * 20)
+    failed = linnet("train", "lines", "data.source=data.txt", home=tmp_path, endpoint="http://127.0.0.1:9")
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "model.init_from=scratch" in failed.stderr
