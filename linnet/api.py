@@ -8,6 +8,7 @@ How    `train` opens a session (`linnet.session`) and hands it to the loop (`lin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ def train(
     if only != "train":
         return _look_only(request, folder=folder, only=only)
 
-    with files.Lock(folder.lock), StopSignals() as stop:
+    stop = StopSignals()
+    with files.Lock(folder.lock):
         checkpoint = session.newest_checkpoint(folder, request=request, say=print)
         if checkpoint is not None and session.is_done(request, checkpoint):
             print(f"{folder.root} is finished: {checkpoint.step} steps. For more, set a larger train.steps.")
@@ -107,7 +109,7 @@ def train(
         )
         show_plan(ready, goes_on=checkpoint is not None)
         ready.begin(checkpoint)
-        try:
+        with stop, contextlib.closing(ready):
             loop.train(
                 ready.state,
                 config=ready.recipe.train,
@@ -116,8 +118,6 @@ def train(
                 loss=next_token_loss,
                 looks=ready.looks(),
             )
-        finally:
-            ready.close()
         show_end(ready)
     return Run(folder.root)
 
