@@ -145,10 +145,14 @@ class Session:
         )
 
     def sample(self, step: int) -> None:
-        """Write down what the model makes of the recipe's prompts; always with the same seed."""
+        """Write down what the model makes of the recipe's prompts; always with the same seed.
+
+        A stop between two prompts writes none of them: the resumed run samples this step again.
+        """
         settings = self.recipe.sample
         if settings.max_new_tokens == 0:
             return
+        texts = []
         for prompt in settings.prompts:
             self._check_stop()
             text = self._writer.generate(
@@ -157,7 +161,9 @@ class Session:
                 temperature=settings.temperature,
                 seed=self.recipe.train.seed,
             )
-            assert self._samples is not None
+            texts.append((prompt, text))
+        assert self._samples is not None
+        for prompt, text in texts:
             self._samples.append({"step": step, "prompt": prompt, "text": text})
             self.progress.say(f"  it writes: {json.dumps(prompt + text, ensure_ascii=False)[:200]}")
 
@@ -168,13 +174,21 @@ class Session:
         self.progress.row(row)
 
     def save(self, state: TrainState, is_best: bool) -> None:
-        """A checkpoint; model/ too where this is the best, or where nothing tells which is."""
+        """A checkpoint; model/ too where this is the best, or where nothing tells which is.
+
+        model/ comes first: after a crash between the two the steps are repeated and end in the same model/.
+        The other way round the checkpoint would count as saved and model/ would never be written.
+        """
         if self._saved == (state.step, state.evaluated):
             return
         assert self._metrics is not None
         assert self._samples is not None
         self._metrics.sync()
         self._samples.sync()
+        best_step = state.best_step or None
+        if is_best or best_step is None:
+            with files.new_folder(self.folder.model) as new:
+                save_model(new, self.model, tokenizer=self.tokenizer)
         save_checkpoint(
             self.folder.checkpoints,
             step=state.step,
@@ -189,14 +203,10 @@ class Session:
                 "tokenizer": self.tokenizer.fingerprint,
                 "steps": self.plan.steps,
                 "micro_batch_size": self.plan.micro_batch_size,
-                "finished": is_finished(state, config=self.recipe.train, plan=self.plan),
+                "finished": state.evaluated and is_finished(state, config=self.recipe.train, plan=self.plan),
             },
         )
-        best_step = state.best_step or None
         prune(self.folder.checkpoints, newest=state.step, keep=self.recipe.train.keep, best_step=best_step)
-        if is_best or best_step is None:
-            with files.new_folder(self.folder.model) as new:
-                save_model(new, self.model, tokenizer=self.tokenizer)
         self._saved = (state.step, state.evaluated)
 
 
@@ -292,7 +302,9 @@ def initial_model(recipe: Recipe) -> Path | None:
     try:
         return resolve_model(recipe.model.init_from)
     except LinnetError as error:
-        raise LinnetError(f"model.init_from: {error} Or start from nothing with model.init_from=scratch.") from error
+        raise LinnetError(
+            f"model.init_from: {error} Or start from nothing with model.init_from=scratch."
+        ) from error
 
 
 def prepare_store(recipe: Recipe, *, initial: Path | None, say: Callable[[str], None]) -> Store:

@@ -207,8 +207,12 @@ def _look(state: TrainState, *, config: TrainConfig, plan: Plan, looks: Looks) -
 
 
 def _evaluate(state: TrainState, looks: Looks) -> bool:
-    """One evaluation with its row and its samples; returns whether it is the best so far."""
+    """One evaluation with its row and its samples; returns whether it is the best so far.
+
+    Both may raise Stopped, so the row and the best wait for them: a resumed run does all of it again, once.
+    """
     result = looks.evaluate()
+    looks.sample(state.step)
     is_best = False
     if result is not None:
         validation_loss, validation_tokens = result
@@ -225,7 +229,6 @@ def _evaluate(state: TrainState, looks: Looks) -> bool:
             state.best_loss, state.best_step, state.stale_evaluations = validation_loss, state.step, 0
         elif state.step > 0:
             state.stale_evaluations += 1
-    looks.sample(state.step)
     return is_best
 
 

@@ -1,0 +1,231 @@
+"""`linnet` commands in processes that start in milliseconds, and die at a chosen place.
+
+Why: a test that kills a training 200 times cannot pay 3 s of imports for each. One process imports everything
+once and forks for each command; what runs in the fork is `linnet.cli.main` and nothing else, in its own
+process, with its own exit code. (Forking pytest itself does not work: torch refuses a backward pass in
+the fork of a process that has done one.)
+
+How: `with Warm() as warm: child = warm.start("train", "scratch", ..., folder=tmp_path); child.wait()`.
+`faults` says where the child gets a signal: `{"point": "forward", "count": 7, "signals": [15]}` at the 7th
+forward pass; the points are in `install`. One is finer: `{"point": "operation", "save": 2, "count": 9}` is the
+9th change of the disk inside the second `save_checkpoint`; a write is torn there, its first half is done.
+`{"file_size": 1000}` lets no file grow beyond 1,000 bytes.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Child:
+    """A command that runs, or has run."""
+
+    warm: "Warm"
+    pid: int
+    out: Path
+
+    def wait(self) -> int:
+        """Its exit code; minus the signal's number if one ended it."""
+        return int(self.warm.ask({"wait": self.pid}))
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal. The process is not reaped before `wait`, so the pid is still its own."""
+        os.kill(self.pid, number)
+
+    @property
+    def output(self) -> str:
+        """What it printed, stdout and stderr together."""
+        return self.out.read_text()
+
+
+class Warm:
+    """The process that forks. A context manager."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._count = 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        """Send one line of JSON, read one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, *argv: str, folder: Path, faults: dict[str, Any] | None = None) -> Child:
+        """Start `linnet ARGV` in `folder`."""
+        self._count += 1
+        out = folder / f"output-{self._count}.txt"
+        question = {"argv": argv, "folder": str(folder), "out": str(out), "faults": faults or {}}
+        return Child(self, self.ask(question), out)
+
+    def run(self, *argv: str, folder: Path, faults: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Start, wait; returns exit code and output."""
+        child = self.start(*argv, folder=folder, faults=faults)
+        return child.wait(), child.output
+
+
+# --- from here on: inside the process that forks, and in its forks ---
+
+
+def serve() -> None:
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import torch
+
+    import linnet.api  # noqa: F401  (imported here once, for all forks)
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "wait" in question:
+            answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
+        else:
+            answer = os.fork() or child(question)
+        print(json.dumps(answer), flush=True)
+
+
+def child(question: dict[str, Any]) -> int:
+    """Never returns: runs the command and exits as `linnet` would."""
+    code: Any = 99
+    try:
+        os.chdir(question["folder"])
+        out = os.open(question["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        empty = os.open(os.devnull, os.O_RDONLY)
+        for descriptor, number in ((empty, 0), (out, 1), (out, 2)):
+            os.dup2(descriptor, number)
+        sys.argv = ["linnet", *question["argv"]]
+        install(**question["faults"])
+        from linnet.cli import main
+
+        main()
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def install(
+    *,
+    point: str = "",
+    count: int = 0,
+    save: int = 1,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    file_size: int = 0,
+) -> None:
+    """Make this process send `signals` to itself at the `count`-th passing of `point`."""
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    from linnet import api, session
+    from linnet.generate.engine import Model
+    from linnet.train import optim
+
+    passed = 0
+
+    def strike() -> None:
+        for number in signals:
+            os.kill(os.getpid(), number)
+
+    def around(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed == count:
+                strike()
+            return work(*arguments, **named)
+
+        return call
+
+    places: dict[str, tuple[Any, str]] = {
+        "forward": (api, "next_token_loss"),
+        "evaluate": (session, "next_token_loss"),
+        "sample": (Model, "generate"),
+        "save": (session, "save_checkpoint"),
+        "model": (session, "save_model"),
+    }
+    if point == "operation":
+        strike_in_save(strike, save=save, count=count)
+    elif point == "step":
+        make = session.make_optimizer
+
+        def wrapped(*arguments: Any, **named: Any) -> optim.Optimizer:
+            optimizer = make(*arguments, **named)
+            optimizer.step = around(optimizer.step)  # type: ignore[method-assign]
+            return optimizer
+
+        session.make_optimizer = wrapped
+    elif point:
+        module, name = places[point]
+        setattr(module, name, around(getattr(module, name)))
+
+
+def strike_in_save(strike: Callable[[], None], *, save: int, count: int) -> None:
+    """Strike at the count-th operation of the save-th `save_checkpoint`, in the middle of it if it is a write."""
+    from linnet import session
+    from linnet.files import operations
+
+    saves = number = 0
+    inside = False
+    save_checkpoint = session.save_checkpoint
+
+    def counted(*arguments: Any, **named: Any) -> Path:
+        nonlocal saves, inside
+        saves, inside = saves + 1, True
+        try:
+            return save_checkpoint(*arguments, **named)
+        finally:
+            inside = False
+
+    def around(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal number
+            number += inside and saves == save
+            if inside and saves == save and number == count:
+                if name == "write":
+                    descriptor, data = arguments
+                    operation(descriptor, data[: len(data) // 2])
+                    arguments = (descriptor, data[len(data) // 2 :])
+                    strike()
+                    return len(data) // 2 + operation(*arguments)
+                strike()
+            return operation(*arguments)
+
+        return call
+
+    session.save_checkpoint = counted
+    for name in operations.NAMES:
+        setattr(operations, name, around(name, getattr(operations, name)))
+
+
+if __name__ == "__main__":
+    serve()
