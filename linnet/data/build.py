@@ -259,7 +259,7 @@ class Build:
 
 
 def _text_bytes(examples: list[Example]) -> int:
-    return sum(len(segment.text.encode()) for example in examples for segment in example)
+    return len("".join(segment.text for example in examples for segment in example).encode())
 
 
 def _batches(rows: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
