@@ -97,7 +97,8 @@ def test_drawing_is_limited_to_ten_a_second(terminal: Terminal) -> None:
     for step in range(1, 10_001):
         clock.now += 0.001
         progress.row(step_row(step))
-    terminal.screen()
+        if step % 100 == 0:
+            terminal.screen()  # a full terminal would block the writer
     assert terminal.raw.count("step") <= 101
 
 
