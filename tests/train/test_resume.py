@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from linnet.config import RECIPES
 from tests.warm import Warm
 
 STEPS, SAVE_EVERY, EVAL_EVERY, MICRO_BATCHES = 30, 5, 10, 2
@@ -202,7 +204,7 @@ PLACES = [  # Point, its count, the last finished step when the signal is seen.
     ("save", 2, 10),
     ("model", 1, 5),  # Where no evaluation has told the best yet, model/ is the last.
 ]
-FAST = {("forward", 13), ("step", 12), ("evaluate", 6), ("sample", 3), ("save", 2)}
+FAST = {("forward", 13), ("step", 12), ("evaluate", 11), ("sample", 3), ("save", 2)}
 
 
 @pytest.mark.parametrize(
@@ -237,4 +239,186 @@ def test_a_second_signal_is_immediate(
     code, output = warm.run(*TRAIN, folder=folder, faults=where | {"signals": [number, number]})
     assert code == 128 + number, output
     assert saved_steps(folder)[-1] == 10
+    assert finish(warm, folder) == whole.result
+
+
+# --- full disks, damage, locks (R3, R5, R12 as the command line shows them) ---
+
+
+def stop_at_step_7(warm: Warm, folder: Path, argv: tuple[str, ...] = TRAIN) -> dict[str, bytes]:
+    """Train up to step 7; returns all files of the run."""
+    faults = {"point": "forward", "count": 14, "signals": [signal.SIGTERM]}
+    code, output = warm.run(*argv, folder=folder, faults=faults)
+    assert code == 143, output
+    assert saved_steps(folder) == [5, 7]
+    return files_of(folder / "run")
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """All files of a run but the lock, which says who had it last."""
+    paths = (path for path in run.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+def test_a_full_disk_exits_4_and_loses_nothing(warm: Warm, folder: Path, whole: Whole) -> None:
+    before = stop_at_step_7(warm, folder)
+    code, output = warm.run(*TRAIN, folder=folder, faults={"file_size": 15_000})
+    assert code == 4, output
+    assert re.search(
+        r"^linnet: The file is larger than .* run/.*safetensors needs [\d,]+ bytes", output, re.M
+    )
+    assert "Traceback" not in output
+    now = files_of(folder / "run")
+    assert all(now[name] == before[name] for name in before if name.startswith("checkpoints"))
+    assert finish(warm, folder) == whole.result
+
+
+def test_a_damaged_checkpoint_is_said_and_passed_over(warm: Warm, folder: Path, whole: Whole) -> None:
+    stop_at_step_7(warm, folder)
+    weights = folder / "run" / "checkpoints" / "step-00000007" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[5000] ^= 4
+    weights.write_bytes(data)
+    code, output = warm.run(*TRAIN, folder=folder)
+    assert code == 0, output
+    assert "step-00000007/weights.safetensors is damaged" in output
+    assert "the newest checkpoint that is whole, step 5." in output
+    assert result_of(folder / "run") == whole.result
+
+
+def test_a_second_process_on_one_run_exits_6(warm: Warm, folder: Path, whole: Whole) -> None:
+    """The first stands still in step 7, where it is then killed with -9; its lock is no obstacle."""
+    faults = {"point": "forward", "count": 14, "signals": [signal.SIGSTOP]}
+    first = warm.start(*TRAIN, folder=folder, faults=faults)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, first.output
+        time.sleep(0.01)
+    before = files_of(folder / "run")
+    code, output = warm.run(*TRAIN, folder=folder)
+    assert code == 6, output
+    assert f"pid {first.pid} on host {os.uname().nodename}" in output
+    assert "Traceback" not in output
+    assert files_of(folder / "run") == before
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert finish(warm, folder) == whole.result
+
+
+# --- R13: changed inputs ---
+
+
+def changes_of(folder: Path) -> list[list[dict[str, Any]]]:
+    """What each start of the run recorded as changed."""
+    starts = json.loads((folder / "run" / "environment.json").read_bytes())["starts"]
+    return [start["changes"] for start in starts]
+
+
+def check_refused(warm: Warm, folder: Path, field: str, argv: tuple[str, ...] = TRAIN) -> None:
+    """Refused by the name of the field, nothing in the run touched; then accepted, and recorded."""
+    before = files_of(folder / "run")
+    code, output = warm.run(*argv, folder=folder)
+    assert code == 1, output
+    assert output.splitlines()[-1].startswith(f"linnet: {field}")
+    assert "--accept-changes" in output
+    assert "Traceback" not in output
+    assert files_of(folder / "run") == before
+    code, output = warm.run(*argv, "--accept-changes", folder=folder)
+    assert code == 0, output
+    assert saved_steps(folder)[-1] == STEPS
+    recorded = changes_of(folder)
+    assert recorded[0] == []
+    assert any(change["key"].startswith(field) for change in recorded[1])
+
+
+def flip_letter(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert len(old) == len(new)
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+def test_one_changed_byte_of_the_data_is_refused(warm: Warm, folder: Path) -> None:
+    stop_at_step_7(warm, folder)
+    flip_letter(folder / "text.txt", b"heard", b"heart")
+    check_refused(warm, folder, "data.source")
+
+
+def test_one_changed_byte_of_the_tokenizer_is_refused(warm: Warm, folder: Path) -> None:
+    """A character that does not occur in the text: the tokens themselves are the same."""
+    text = (folder / "text.txt").read_text()
+    (folder / "more.txt").write_text(text + " Q")
+    code, output = warm.run(
+        "prepare",
+        "scratch",
+        "data.source=more.txt",
+        "data.prepared=made",
+        "tokenizer.name=char",
+        folder=folder,
+    )
+    assert code == 0, output
+    shutil.copytree(folder / "made" / "tokenizer", folder / "characters")
+    argv = (*TRAIN, "tokenizer.name=characters")
+    stop_at_step_7(warm, folder, argv)
+    flip_letter(folder / "characters" / "tokenizer.json", b'"Q"', b'"X"')
+    check_refused(warm, folder, "tokenizer.name", argv)
+
+
+def test_one_changed_byte_of_the_recipe_is_refused(warm: Warm, folder: Path) -> None:
+    shutil.copy(RECIPES / "scratch.toml", folder / "mine.toml")
+    argv = ("train", "mine.toml", *TRAIN[2:])
+    stop_at_step_7(warm, folder, argv)
+    flip_letter(folder / "mine.toml", b"learning_rate = 2e-3", b"learning_rate = 3e-3")
+    check_refused(warm, folder, "train.learning_rate", argv)
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("train.batch_size=5", "train.batch_size"),
+        ("train.seed=1", "train.seed"),
+        ("train.steps=29", "train.steps"),  # Shorter; longer is allowed.
+        pytest.param("model.n_embd=32", "model.n_embd", marks=pytest.mark.slow),
+        pytest.param("train.optimizer=adamw", "train.optimizer", marks=pytest.mark.slow),
+        pytest.param("data.validation=0.2", "data.validation", marks=pytest.mark.slow),
+    ],
+)
+def test_a_changed_key_is_refused(warm: Warm, folder: Path, key: str, field: str) -> None:
+    before = stop_at_step_7(warm, folder)
+    code, output = warm.run(*TRAIN, key, folder=folder)
+    assert code == 1, output
+    assert output.splitlines()[-1].startswith(f"linnet: {field} was ")
+    assert files_of(folder / "run") == before
+
+
+def test_what_may_change_does_not_change_the_result(warm: Warm, folder: Path, whole: Whole) -> None:
+    """Also: a text with a new date and the same bytes, and a token store that must be built again."""
+    stop_at_step_7(warm, folder)
+    os.utime(folder / "text.txt", (1, 1))
+    shutil.rmtree(folder / "store")
+    code, output = warm.run(*TRAIN, "train.save_every=3", "train.log_every=4", folder=folder)
+    assert code == 0, output
+    assert result_of(folder / "run").tensors == whole.result.tensors
+    assert {change["key"] for change in changes_of(folder)[1]} == {"train.save_every", "train.log_every"}
+
+
+def test_a_longer_run_goes_on_and_records_it(warm: Warm, folder: Path, whole: Whole) -> None:
+    finish(warm, folder)
+    code, output = warm.run(*TRAIN, folder=folder)
+    assert code == 0, output
+    assert "finished: 30 steps" in output
+    code, output = warm.run(*TRAIN, "train.steps=33", folder=folder)
+    assert code == 0, output
+    assert saved_steps(folder)[-1] == 33
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 34))
+    assert [change["key"] for change in changes_of(folder)[1]] == ["train.steps"]
+
+
+def test_a_damaged_token_store_is_built_again(warm: Warm, folder: Path, whole: Whole) -> None:
+    stop_at_step_7(warm, folder)
+    tokens = folder / "store" / "tokens.bin"
+    data = bytearray(tokens.read_bytes())
+    data[100] ^= 1
+    tokens.write_bytes(data)
     assert finish(warm, folder) == whole.result
