@@ -134,7 +134,11 @@ def test_a_python_without_documentation_says_what_to_do(
     assert not (tmp_path / "corpus").exists()
 
 
-def test_broken_sources_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sources_come_by_name_and_broken_ones_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("zipapp", "abc", "token", "bisect"):
+        (tmp_path / f"{name}.py").write_text(f'"""{name}"""')
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "__init__.py").write_text('"""Good."""\nif True:\n    def f(a, *, b=1): "Does."\n')
     for name, content in {
@@ -147,6 +151,10 @@ def test_broken_sources_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(pydocs, "IN_C", set())
     assert list(pydocs.entries()) == [
+        Entry("abc", "", "", "abc"),
+        Entry("bisect", "", "", "bisect"),
         Entry("json", "", "", "Good."),
         Entry("json", "f", "(a, *, b=1)", "Does."),
+        Entry("token", "", "", "token"),
+        Entry("zipapp", "", "", "zipapp"),
     ]

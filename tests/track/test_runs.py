@@ -1,8 +1,10 @@
 """The table of runs: right numbers, broken folders named, live runs seen."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,20 @@ def test_a_run_is_running_while_a_process_holds_its_lock(tmp_path: Path) -> None
         assert summarize(folder).state == "running"
         os.kill(child.pid, signal.SIGKILL)
     assert summarize(folder).state == "stopped"
+
+
+def test_looking_is_no_running(tmp_path: Path) -> None:
+    """Another `linnet runs` holds the lock shared for a moment; a process that is gone holds nothing."""
+    folder = make_run(tmp_path / "mine", steps=40, planned=100)
+    (folder / "lock").write_text('{"pid": 1, "host": "elsewhere"}')
+    with (folder / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert summarize(folder).state == "stopped"
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        (folder / "lock").write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname()}))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert summarize(folder).state == "stopped"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1, "host": "elsewhere"}'])
