@@ -88,13 +88,20 @@ def test_the_same_python_writes_the_same_bytes_in_another_process(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ours
 
 
-def test_a_second_time_changes_only_what_is_wrong(corpus: CorpusReport) -> None:
-    good, cut, stale = (corpus.folder / f"module-{name}.txt" for name in ("json", "csv", "gone"))
+def test_a_second_time_changes_only_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library, folder = tmp_path / "library", tmp_path / "corpus"
+    library.mkdir()
+    for name in ("json", "csv"):
+        (library / f"{name}.py").write_text('"""The module."""')
+    monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(library))
+    monkeypatch.setattr(pydocs, "IN_C", set())
+    first = write_corpus(folder)
+    good, cut, stale = (folder / f"module-{name}.txt" for name in ("json", "csv", "gone"))
     before, whole = good.stat().st_mtime_ns, cut.read_bytes()
-    cut.write_bytes(whole[:100])
+    cut.write_bytes(whole[:10])
     stale.write_text("from another Python")
     time.sleep(0.01)
-    assert write_corpus(corpus.folder) == corpus
+    assert write_corpus(folder) == first
     assert good.stat().st_mtime_ns == before
     assert cut.read_bytes() == whole
     assert not stale.exists()
