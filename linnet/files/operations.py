@@ -66,14 +66,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_ROOM = "make room there, then start the same command again"
+_PLACE = "mend that or choose another folder, then start the same command again"
 _REASONS = {
-    errno.ENOSPC: "The disk is full",
-    errno.EDQUOT: "The disk quota is used up",
-    errno.EFBIG: "The file is larger than the system allows (see `ulimit -f`)",
-    errno.EIO: "The disk reports an input/output error",
-    errno.EROFS: "The file system is read-only",
-    errno.EACCES: "Writing is not permitted",
-    errno.EPERM: "Writing is not permitted",
+    errno.ENOSPC: ("The disk is full", _ROOM),
+    errno.EDQUOT: ("The disk quota is used up", _ROOM),
+    errno.EFBIG: ("The file is larger than the system allows (see `ulimit -f`)", _PLACE),
+    errno.EIO: ("The disk reports an input/output error", _PLACE),
+    errno.EROFS: ("The file system is read-only", _PLACE),
+    errno.EACCES: ("Writing is not permitted", _PLACE),
+    errno.EPERM: ("Writing is not permitted", _PLACE),
 }
 
 
@@ -83,13 +85,12 @@ def disk_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0)
-        if reason is None:
+        if error.errno not in _REASONS:
             raise
+        reason, advice = _REASONS[error.errno]
         size = f" needs {needed:,} bytes" if needed else ""
         free = ""
         with suppress(OSError, StopIteration):
             nearest = next(folder for folder in path.absolute().parents if folder.exists())
-            free = f" ({shutil.disk_usage(nearest).free:,} bytes are free)"
-        advice = "mend that or choose another folder, then start the same command again"
+            free = f" ({shutil.disk_usage(nearest).free:,} bytes are free)" if advice == _ROOM else ""
         raise DiskError(f"{reason}: {path}{size}{free}; {advice}.") from error
