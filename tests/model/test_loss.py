@@ -86,6 +86,29 @@ def test_all_logits_are_never_built(monkeypatch):
     assert plain.numbers == 4 * length * vocab_size
 
 
+def test_evaluation_computes_no_gradient():
+    model, batch = tiny(), packed([[5, 19]], size=24)
+    loss = next_token_loss(model, batch)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), Operations() as seen:
+            assert next_token_loss(model, batch).item() == loss.item()
+        products = [name for name in seen.names if name.split(".")[1] in ("mm", "addmm", "linear")]
+        assert len(products) == 2 * 4 + 1  # four in each block and the logits
+        assert not any("scatter_add" in name for name in seen.names)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
 def test_nothing_to_learn_is_a_loss_of_zero():
     model, batch = tiny(), packed([[24]], size=24)
     batch.learn[:] = False
