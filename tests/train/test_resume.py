@@ -286,6 +286,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(warm: Warm, folder: Path, 
     assert result_of(folder / "run") == whole.result
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process stands")
 def test_a_second_process_on_one_run_exits_6(warm: Warm, folder: Path, whole: Whole) -> None:
     """The first stands still in step 7, where it is then killed with -9; its lock is no obstacle."""
     faults = {"point": "forward", "count": 14, "signals": [signal.SIGSTOP]}
