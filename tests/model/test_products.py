@@ -77,3 +77,19 @@ def test_long_rows_and_caches_take_the_kernel(model, monkeypatch):
         model(packed(257)[0])
         model(packed()[0][:1], cache=cache)
     assert calls == [257, 257, LENGTH, LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.01)]
+)
+def test_gelu_and_its_slope_are_torchs(dtype, tolerance):
+    # Far out, sigmoid must not turn into 0 x infinity.
+    x = torch.cat([torch.linspace(-8, 8, 1001), torch.tensor([-1e4, -100.0, 100.0, 1e4])]).to(dtype)
+    mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, right = gpt2.gelu(mine), torch.nn.functional.gelu(exact, approximate="tanh")
+    grad = torch.linspace(-1, 1, len(x)).to(dtype)
+    y.backward(grad)
+    right.backward(grad.double())
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), right, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(mine.grad.double(), exact.grad, atol=3 * tolerance, rtol=tolerance)
