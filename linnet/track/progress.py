@@ -4,8 +4,9 @@ What: one line that is redrawn in a terminal; in a log file or a notebook, plain
 Why:  a training takes minutes or days, and a log full of carriage returns is unreadable.
 How:  whoever works calls `row` (or `update`) as often as it likes; drawing is limited to ten times a second,
       since it runs in the training's own thread (20 microseconds for a call that draws nothing). Time left
-      comes from the newer half of the time since this start: after a resume nothing is known of the steps
-      before, and a machine that became busy is noticed. A closed pipe or terminal never stops the work.
+      comes from the newer half of the time since the first step of this start: what came before it (a first
+      evaluation, a compilation, the steps of an earlier start) says nothing about the rest, and a machine that
+      became busy is noticed. A closed pipe or terminal never stops the work.
 """
 
 import os
@@ -47,6 +48,8 @@ class Progress:
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._clock = clock
         self._started = self._drawn = clock()
+        self._done_before = done
+        self._first: float | None = None  # when the first step was done
         self._marks: deque[tuple[float, int]] = deque([(self._started, done)])
         self._shown = ""  # what stands on the live line
         self._pending = False
@@ -103,8 +106,13 @@ class Progress:
         self.close()
 
     def _mark(self, now: float) -> None:
-        """Remember points of (time, done) that cover the newer half of the time since the start."""
-        elapsed = now - self._started
+        """Remember points of (time, done) that cover the newer half of the time since the first step's end."""
+        if self._first is None:
+            self._marks = deque([(now, self.done)])
+            if self.done > self._done_before:
+                self._first = now
+            return
+        elapsed = now - self._first
         if now - self._marks[-1][0] >= elapsed / 64:
             self._marks.append((now, self.done))
         while len(self._marks) > 2 and self._marks[1][0] <= now - elapsed / 2:
