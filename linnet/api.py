@@ -2,7 +2,7 @@
 
 What   `run = linnet.train("lines", data={"source": "data.txt"})`, `model = linnet.load("runs/lines")`.
 Why    Notebooks and other programs need what the commands do, with the same keys.
-How    `train` opens a session (`linnet.session`) and hands it to the loop (`linnet.train.loop`):
+How    `train` opens a session (`linnet.session`) and hands it to the loop (`linnet.training.loop`):
        cli.train -> api.train -> loop.train -> backward().
 """
 
@@ -28,8 +28,8 @@ from linnet.run import RunFolder
 from linnet.show import show_end, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer
 from linnet.track.metrics import read_metrics
-from linnet.train import loop
-from linnet.train.stop import StopSignals
+from linnet.training import loop
+from linnet.training.stop import StopSignals
 
 Part = Mapping[str, Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

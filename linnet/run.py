@@ -21,7 +21,7 @@ from linnet import files
 from linnet.config import Recipe, dump_recipe, flatten, read_recipe_values
 from linnet.device import describe_machine
 from linnet.errors import LinnetError
-from linnet.train.plan import Plan
+from linnet.training.plan import Plan
 
 FREE_TO_CHANGE = {
     "train.micro_batch_size",

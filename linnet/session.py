@@ -29,10 +29,10 @@ from linnet.run import Change, RunFolder, compare_recipes, refuse_changes
 from linnet.tokenizer import Tokenizer, load_tokenizer
 from linnet.track.metrics import RowFile, cut_back
 from linnet.track.progress import BytesProgress, TrainingProgress
-from linnet.train.checkpoint import Checkpoint, load_newest, prune, save_checkpoint
-from linnet.train.loop import Looks, TrainState, is_finished
-from linnet.train.optim import make_optimizer
-from linnet.train.plan import Plan, choose_block_size, make_plan
+from linnet.training.checkpoint import Checkpoint, load_newest, prune, save_checkpoint
+from linnet.training.loop import Looks, TrainState, is_finished
+from linnet.training.optim import make_optimizer
+from linnet.training.plan import Plan, choose_block_size, make_plan
 
 SCRATCH = "scratch"
 LARGEST_WINDOW = 1024  # n_positions="auto" with block_size="auto": GPT-2's own.

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from linnet.model.loss import next_token_loss
 from linnet.track.plots import plot_run
-from linnet.train.loop import Looks, train
+from linnet.training.loop import Looks, train
 
 if TYPE_CHECKING:
     from linnet.session import Session

@@ -22,10 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "model": BASE | {"tokenizer", "hub"},
     "track": BASE,
     "data": SHARED,
-    "train": SHARED,
+    "training": SHARED,
     "generate": SHARED,
     "evaluate": SHARED | {"data", "generate"},
-    "run": SHARED | {"train"},
+    "run": SHARED | {"training"},
 }
 COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "show", "demo"}
 

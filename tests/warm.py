@@ -148,7 +148,7 @@ def install(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     from linnet import api, session
     from linnet.generate.engine import Model
-    from linnet.train import optim
+    from linnet.training import optim
 
     passed = 0
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from linnet.errors import LinnetError
-from linnet.train.optim import QUINTIC, Muon, make_optimizer, orthogonalize, product_precision
+from linnet.training.optim import QUINTIC, Muon, make_optimizer, orthogonalize, product_precision
 
 WIDTH = 16
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -25,9 +25,9 @@ from torch.profiler import record_function
 from linnet.config import TrainConfig
 from linnet.device import autocast, memory_gb
 from linnet.errors import DivergedError, Stopped
-from linnet.train.optim import Optimizer
-from linnet.train.plan import Plan
-from linnet.train.schedule import learning_rate
+from linnet.training.optim import Optimizer
+from linnet.training.plan import Plan
+from linnet.training.schedule import learning_rate
 
 MOST_SKIPPED = 5  # Steps in a row without a finite gradient after which the training has diverged.
 

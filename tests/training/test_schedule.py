@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnet.train.schedule import DECAY_SHARE, SCHEDULES, learning_rate
+from linnet.training.schedule import DECAY_SHARE, SCHEDULES, learning_rate
 
 
 def rates(schedule, *, steps=100, warmup_steps=10, final_share=0.0):

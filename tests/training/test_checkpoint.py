@@ -19,7 +19,7 @@ from torch import Tensor
 
 from linnet import files
 from linnet.errors import DiskError, LinnetError
-from linnet.train.checkpoint import (
+from linnet.training.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
     load_checkpoint,
@@ -326,7 +326,7 @@ import sys
 from pathlib import Path
 import torch
 from linnet.errors import LinnetError
-from linnet.train.checkpoint import load_newest, prune, save_checkpoint
+from linnet.training.checkpoint import load_newest, prune, save_checkpoint
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1]) / "checkpoints"

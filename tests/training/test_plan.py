@@ -5,7 +5,7 @@ import pytest
 from linnet.config import TrainConfig
 from linnet.device import Choice
 from linnet.errors import UsageError
-from linnet.train.plan import choose_batch_size, choose_block_size, choose_micro_batch_size, make_plan
+from linnet.training.plan import choose_batch_size, choose_block_size, choose_micro_batch_size, make_plan
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,8 @@ def test_a_block_over_the_positions_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "block_size", "expected"), [(10_000, 256, 32), (10_000, 1024, 8), (50, 64, 2), (20, 64, 1), (3, 64, 1)]
+    ("rows", "block_size", "expected"),
+    [(10_000, 256, 32), (10_000, 1024, 8), (50, 64, 2), (20, 64, 1), (3, 64, 1)],
 )
 def test_an_epoch_has_twenty_steps_where_the_data_allow(rows: int, block_size: int, expected: int) -> None:
     assert choose_batch_size("auto", rows=rows, block_size=block_size).value == expected
@@ -50,7 +51,12 @@ def test_micro_batch_is_bounded_by_tokens_memory_and_batch() -> None:
 
 def test_epochs_become_steps_and_a_resumed_run_keeps_its_micro_batch() -> None:
     config = TrainConfig(epochs=2.5, batch_size=8)
-    shape = {"block_size": Choice(64, "asked for"), "count_rows": lambda size: 100, "n_layer": 2, "n_embd": 32}
+    shape = {
+        "block_size": Choice(64, "asked for"),
+        "count_rows": lambda size: 100,
+        "n_layer": 2,
+        "n_embd": 32,
+    }
     plan = make_plan(config, **shape)
     assert (plan.steps, plan.eval_every, plan.save_every) == (32, 3, 3)
     assert plan.micro_batch_size == 8
