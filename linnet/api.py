@@ -9,6 +9,7 @@ How    `train` opens a session (`linnet.session`) and hands it to the loop (`lin
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
 from linnet.run import RunFolder
+from linnet.setup import initial_model, prepare_store
 from linnet.show import show_end, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer
 from linnet.track.metrics import read_metrics
@@ -139,7 +141,9 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
 def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Build a recipe's token store, or find it ready; returns its counts."""
     settled = session.Request(recipe, parse_overrides(overrides)).settle()
-    store = session.prepare_store(settled, initial=session.initial_model(settled), say=print)
+    store = prepare_store(settled, initial=initial_model(settled))
+    for note in store.notes:
+        print(note, file=sys.stderr)
     return {"folder": str(store.folder), **store.manifest["counts"]}
 
 

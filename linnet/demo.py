@@ -26,7 +26,9 @@ def run_demo(run: Path) -> None:
     trained = api.train("demo", data={"source": str(CORPUS)}, run=run)
     rows = read_rows(RunFolder(trained.dir).samples)
     for title, row in zip(("before training", "midway", "at the end"), chosen(rows), strict=False):
-        print(f"\n--- what it writes {title} (step {row['step']:,}) ---\n{printable(row['prompt'] + row['text'])}")
+        print(
+            f"\n--- what it writes {title} (step {row['step']:,}) ---\n{printable(row['prompt'] + row['text'])}"
+        )
     print(
         f"""
 Go on with:

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": SHARED | {"data", "generate"},
     "run": SHARED | {"training"},
 }
-COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "show", "demo"}
+COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "setup", "show", "demo"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,0 +1,131 @@
+"""From a recipe to what a training needs: initial weights, token store, network, plan.
+
+Why    Between the recipe's words and the stages' arguments lie decisions that belong to neither: whose tokenizer, which
+       folder, whose shape.
+How    One function for each decision; `linnet.session` calls them in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from linnet import files
+from linnet.config import Recipe
+from linnet.data.batches import Batches, Store
+from linnet.data.prepare import prepare
+from linnet.device import Choice
+from linnet.errors import LinnetError
+from linnet.model.gpt2 import GPT2, GPT2Config
+from linnet.model.pretrained import load_model, read_config
+from linnet.model.resolve import resolve_model
+from linnet.tokenizer import load_tokenizer
+from linnet.track.progress import BytesProgress
+from linnet.training.plan import Plan, choose_block_size, make_plan
+
+SCRATCH = "scratch"
+LARGEST_WINDOW = 1024  # n_positions="auto" with block_size="auto": GPT-2's own.
+
+
+def initial_model(recipe: Recipe) -> Path | None:
+    """The folder of the initial weights; None from scratch."""
+    if recipe.model.init_from == SCRATCH:
+        return None
+    try:
+        return resolve_model(recipe.model.init_from)
+    except LinnetError as error:
+        raise LinnetError(
+            f"model.init_from: {error} Or start from nothing with model.init_from=scratch."
+        ) from error
+
+
+def prepare_store(recipe: Recipe, *, initial: Path | None) -> Store:
+    """The recipe's token store, built where it is missing or stale."""
+    if not recipe.data.source:
+        raise LinnetError("data.source is not set: add data.source=FILE, a folder or a glob.")
+    own = recipe.tokenizer.name == "auto" and initial is not None
+    tokenizer = load_tokenizer(str(initial)) if own else None
+    folder = Path(recipe.data.prepared)
+    if recipe.data.prepared == "auto":
+        parts = [recipe.data.model_dump(exclude={"prepared"}), recipe.tokenizer.model_dump()]
+        identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
+        folder = Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    with BytesProgress("reading") as progress:
+        return prepare(
+            recipe.data, recipe.tokenizer, tokenizer_from=tokenizer, folder=folder, progress=progress
+        )
+
+
+def choose_model(recipe: Recipe, *, store: Store, initial: Path | None) -> GPT2Config:
+    """The network's shape: that of the initial model, or the recipe's with the data's vocabulary."""
+    wanted = recipe.model
+    if initial is not None:
+        config = read_config(initial, dropout=wanted.dropout)
+        if config.vocab_size < store.vocab_size:
+            raise LinnetError(
+                f"tokenizer.name={recipe.tokenizer.name} has {store.vocab_size:,} entries, the model "
+                f"{wanted.init_from} has {config.vocab_size:,}; set tokenizer.name=auto to take the model's own."
+            )
+        return config
+    positions = wanted.n_positions
+    if positions == "auto":
+        positions = choose_block(recipe, store=store, n_positions=LARGEST_WINDOW).value
+    return GPT2Config(
+        vocab_size=store.vocab_size,
+        n_positions=positions,
+        n_embd=wanted.n_embd,
+        n_layer=wanted.n_layer,
+        n_head=wanted.n_head,
+        dropout=wanted.dropout,
+    )
+
+
+def choose_block(recipe: Recipe, *, store: Store, n_positions: int) -> Choice:
+    """Tokens in a row for this data and model."""
+    return choose_block_size(
+        recipe.train.block_size,
+        longest=None if store.format == "text" else store.longest,
+        pairs=store.pairs,
+        n_positions=n_positions,
+    )
+
+
+def plan_run(
+    recipe: Recipe, *, store: Store, model_config: GPT2Config, before: Mapping[str, Any] | None
+) -> Plan:
+    """The plan; a run that goes on keeps its micro-batch unless the recipe names one."""
+
+    def count_rows(block_size: int) -> int:
+        return Batches(store, block_size=block_size, batch_size=1, seed=recipe.train.seed).rows_per_epoch
+
+    return make_plan(
+        recipe.train,
+        block_size=choose_block(recipe, store=store, n_positions=model_config.n_positions),
+        count_rows=count_rows,
+        n_layer=model_config.n_layer,
+        n_embd=model_config.n_embd,
+        micro_batch_size=before["micro_batch_size"] if before else None,
+    )
+
+
+def build_model(config: GPT2Config, *, recipe: Recipe, initial: Path | None) -> GPT2:
+    """The initial weights: read from a model, or drawn with the recipe's seed."""
+    if initial is not None:
+        return load_model(initial, dropout=recipe.model.dropout)
+    return GPT2(config, seed=recipe.train.seed)
+
+
+def parent_of(recipe: Recipe) -> dict[str, Any]:
+    """Where the initial weights come from, with their hash; of a run also its recipe."""
+    folder = initial_model(recipe)
+    if folder is None:
+        return {"init_from": SCRATCH}
+    weights = sorted(folder.glob("*.safetensors"))
+    return {
+        "init_from": recipe.model.init_from,
+        "folder": str(folder),
+        "sha256": {path.name: files.sha256_file(path) for path in weights},
+    }
