@@ -22,10 +22,10 @@ demo: .venv/demo.done ## train a small GPT-2 on Python's own documentation; unde
 	$(BIN)/linnet demo
 
 test: .venv/test.done ## the tests; under 5 minutes on two cores
-	$(BIN)/python -m pytest -m 'not slow and not torture' $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not torture' $(ARGS)
 
 test-slow: .venv/test.done ## the tests that take longer; under 40 minutes
-	$(BIN)/python -m pytest -m 'slow and not torture' $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not torture' $(ARGS)
 
 torture: .venv/test.done ## kills, full disks and damage in the full numbers; hours
 	$(BIN)/python -m pytest -m torture --timeout 0 $(ARGS)

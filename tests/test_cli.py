@@ -73,12 +73,12 @@ def test_text_becomes_a_model_that_transformers_opens(command: Command, text: Pa
     )
     assert written.code == 0, written.err
     ours = json.loads(written.out)
-    assert ours.keys() == {"text", "tokens", "finish_reason"}
+    assert ours.keys() == {"text", "tokens", "token_ids", "finish_reason"}
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     inputs = tokenizer("The bird", return_tensors="pt")
     theirs = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0][inputs["input_ids"].shape[1] :]
-    assert ours["tokens"] == theirs.tolist()[: len(ours["tokens"])]
+    assert ours["token_ids"] == theirs.tolist()[: ours["tokens"]]
     assert linnet.load(run).generate("The bird", temperature=0, max_new_tokens=12) == ours["text"]
 
     again = command("train", "text")

@@ -32,8 +32,10 @@ class Completion:
 
     text: str
     """Without the prompt."""
-    tokens: list[int]
-    """The ids that were drawn; without the end token, but with those of a text that was cut off."""
+    tokens: int
+    """How many tokens were drawn, without the prompt and the end token."""
+    token_ids: list[int]
+    """Their ids, with those of a text that was cut off."""
     finish_reason: FinishReason
     """`stop`: the model ended the text or a stop text came; `length`: max_new_tokens were written."""
 
@@ -69,7 +71,7 @@ class Model:
         """`generate` with the tokens and the reason of the end."""
         writing = Writing(self, prompt, Sampling(**options))
         text = "".join(writing.pieces())
-        return Completion(text=text, tokens=writing.tokens, finish_reason=writing.finish_reason)
+        return Completion(text, len(writing.tokens), writing.tokens, writing.finish_reason)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids that a text starts from: the tokenizer's prefix and the prompt; never empty."""

@@ -64,7 +64,7 @@ def assert_200_greedy_tokens_equal(model: Model, folder: Path, prompt: str) -> N
     ids = torch.tensor([model.encode_prompt(prompt)])
     theirs = other.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=200)
     written = theirs[0, ids.shape[1] :].tolist()
-    assert greedy(model, prompt, max_new_tokens=200).tokens == written
+    assert greedy(model, prompt, max_new_tokens=200).token_ids == written
     assert len(written) == 200
     assert len(set(written)) > 3  # no test of a model that repeats one token
 
@@ -131,8 +131,8 @@ def test_the_cache_and_the_moving_window_change_nothing(prompt, options):
     model = random_model()  # 32 positions
     shift(model.network, model.tokenizer.end_of_text, by=-100.0)
     result = model.complete(prompt, seed=4, max_new_tokens=90, **options)
-    assert result.tokens == plainly(model, prompt, seed=4, number=90, **options)
-    assert len(result.tokens) > 64  # the window moved several times
+    assert result.token_ids == plainly(model, prompt, seed=4, number=90, **options)
+    assert len(result.token_ids) > 64  # the window moved several times
 
 
 def test_window_start():
@@ -146,7 +146,7 @@ def test_window_start():
 @pytest.mark.parametrize("n_positions", [1, 2, 3])
 def test_the_smallest_windows_work(n_positions):
     result = random_model(n_positions=n_positions).complete("The linnet", seed=1, max_new_tokens=20, top_k=20)
-    assert len(result.tokens) == 20
+    assert len(result.token_ids) == 20
 
 
 # --- what a text is ----------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_text_comes_without_the_prompt_and_ends_at_the_end_token():
     assert greedy(model, "What happened?") == model.complete("What happened?", temperature=0)
     result = greedy(model, "What happened?")
     assert result.text == model.generate("What happened?", temperature=0) == " It rained. Then"
-    assert result.tokens == tokenizer().encode(" It rained. Then")
+    assert result.token_ids == tokenizer().encode(" It rained. Then")
     assert result.finish_reason == "stop"
 
 
@@ -165,7 +165,7 @@ def test_max_new_tokens_counts_without_the_prompt():
     model = random_model(n_positions=256)
     for prompt in ("", TEXT[:150]):
         result = greedy(model, prompt, max_new_tokens=7)
-        assert len(result.tokens) == 7
+        assert len(result.token_ids) == 7
         assert result.finish_reason == "length"
 
 
@@ -219,7 +219,7 @@ def test_a_stop_text_ends_the_text_before_it(written, stop, text):
 
 def test_after_a_stop_text_no_more_tokens_are_computed():
     result = greedy(scripted("The song. User: and much more of it"), stop="User:")
-    assert tokenizer().decode(result.tokens) == "The song. User:"
+    assert tokenizer().decode(result.token_ids) == "The song. User:"
 
 
 def test_a_stop_text_in_the_prompt_does_not_count():
@@ -270,7 +270,7 @@ def test_streamed_equals_not_streamed(options):
         pieces = list(model.stream("The", seed=seed, max_new_tokens=40, **options))
         assert "".join(pieces) == result.text
         if not ({"stop", "end_at_sentence"} & options.keys()):
-            assert result.text == model.tokenizer.decode(result.tokens)
+            assert result.text == model.tokenizer.decode(result.token_ids)
 
 
 # --- randomness --------------------------------------------------------------------------------------------
@@ -278,16 +278,16 @@ def test_streamed_equals_not_streamed(options):
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     model = random_model()
-    first = model.complete("The", seed=1).tokens
+    first = model.complete("The", seed=1).token_ids
     torch.manual_seed(99)
     model.complete("Another prompt between", seed=8)
-    assert model.complete("The", seed=1).tokens == first
-    assert model.complete("The", seed=2).tokens != first
+    assert model.complete("The", seed=1).token_ids == first
+    assert model.complete("The", seed=2).token_ids != first
 
 
 def test_without_a_seed_texts_differ():
     model = random_model()
-    assert model.complete("The").tokens != model.complete("The").tokens
+    assert model.complete("The").token_ids != model.complete("The").token_ids
 
 
 def test_the_global_generator_is_neither_used_nor_moved():
@@ -305,7 +305,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn():
     assert int(network.logits(network(torch.tensor([[1]])))[0, -1].argmax()) >= 300
     model = Model(network, tokenizer())
     for options in ({"temperature": 0}, {"seed": 1}):
-        assert max(model.complete("The", max_new_tokens=20, **options).tokens) < 300
+        assert max(model.complete("The", max_new_tokens=20, **options).token_ids) < 300
 
 
 def test_a_tokenizer_larger_than_the_network_is_refused():
@@ -317,7 +317,7 @@ def test_a_network_in_training_writes_without_dropout_and_goes_on_training():
     network = GPT2(GPT2Config(300, 32, 32, 2, 4, dropout=0.5))
     network.train()
     model = Model(network, tokenizer())
-    one, two = (greedy(model, "The", max_new_tokens=20).tokens for _ in range(2))
+    one, two = (greedy(model, "The", max_new_tokens=20).token_ids for _ in range(2))
     assert one == two
     assert network.training
     assert all(module.training for module in network.modules())
@@ -327,7 +327,7 @@ def test_a_network_in_training_writes_without_dropout_and_goes_on_training():
 
 def test_bf16_weights_write_too():
     model = Model(tiny().to(torch.bfloat16), tokenizer())
-    assert len(model.complete("The", seed=1, max_new_tokens=40).tokens) > 10
+    assert len(model.complete("The", seed=1, max_new_tokens=40).token_ids) > 10
 
 
 def test_characters_are_tokens_too(tmp_path):
