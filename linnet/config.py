@@ -68,6 +68,8 @@ class ModelConfig(Part):
     """Longest window of the model (from scratch); auto: block_size."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout during training."""
+    initializer_range: float = Field(default=0.02, gt=0, lt=1)
+    """Standard deviation of the weights at the start (from scratch)."""
 
 
 class TrainConfig(Part):
@@ -87,6 +89,8 @@ class TrainConfig(Part):
     """Peak of the learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay, of matrices only."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum; a run of a few hundred steps wants less."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises to its peak."""
     grad_clip: float = Field(default=1.0, ge=0)

@@ -258,7 +258,12 @@ def open_session(
         )
     model = build_model(model_config, recipe=recipe, initial=None if checkpoint else initial)
     model.to(plan.device)
-    optimizer = make_optimizer(model, name=recipe.train.optimizer, weight_decay=recipe.train.weight_decay)
+    optimizer = make_optimizer(
+        model,
+        name=recipe.train.optimizer,
+        weight_decay=recipe.train.weight_decay,
+        momentum=recipe.train.momentum,
+    )
     state = TrainState(model=model, optimizer=optimizer)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights)

@@ -80,6 +80,7 @@ def choose_model(recipe: Recipe, *, store: Store, initial: Path | None) -> GPT2C
         n_layer=wanted.n_layer,
         n_head=wanted.n_head,
         dropout=wanted.dropout,
+        initializer_range=wanted.initializer_range,
     )
 
 

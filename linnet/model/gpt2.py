@@ -30,6 +30,7 @@ class GPT2Config:
     n_head: int = 12
     dropout: float = 0.0
     layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02  # standard deviation of the weights at the start
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -242,7 +243,7 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """GPT-2's start: N(0, 0.02) for matrices, residual ones divided by sqrt(2 L); biases 0, norms 1."""
+        """GPT-2's start: N(0, initializer_range), residual ones over sqrt(2 L); biases 0, norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -251,8 +252,8 @@ class GPT2(nn.Module):
                 parameter.fill_(1.0)
             else:
                 residual = name.endswith("c_proj.weight")
-                scale = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
-                parameter.normal_(0.0, scale, generator=generator)
+                shrink = math.sqrt(2 * self.config.n_layer) if residual else 1.0
+                parameter.normal_(0.0, self.config.initializer_range / shrink, generator=generator)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from elsewhere is not trusted: only JSON and safetensors are read, nothing is un
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -91,8 +92,13 @@ def read_config(folder: Path, *, dropout: float = 0.0) -> GPT2Config:
     epsilon = config.get("layer_norm_epsilon", known.layer_norm_epsilon)
     if not isinstance(epsilon, float) or not 0.0 < epsilon < 1.0:
         raise LinnetError(f"{path}: layer_norm_epsilon is {epsilon!r}, but must lie between 0 and 1 (1e-5).")
+    spread = config.get("initializer_range", known.initializer_range)
+    if type(spread) not in (int, float) or not 0.0 <= spread < math.inf:
+        raise LinnetError(
+            f"{path}: initializer_range is {spread!r}, but must be a number, not below 0 (0.02)."
+        )
     try:
-        return GPT2Config(**shape, dropout=dropout, layer_norm_epsilon=epsilon)
+        return GPT2Config(**shape, dropout=dropout, layer_norm_epsilon=epsilon, initializer_range=spread)
     except ValueError as error:
         raise LinnetError(f"{path}: {error}.") from error
 
@@ -296,7 +302,7 @@ def config_json(config: GPT2Config, *, end_of_text: int, dtype: str = "float32")
         "dtype": dtype,
         "embd_pdrop": 0.0,
         "eos_token_id": end_of_text,
-        "initializer_range": 0.02,
+        "initializer_range": config.initializer_range,
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "model_type": "gpt2",
         "n_ctx": config.n_positions,  # llama.cpp's converter reads this one
