@@ -96,7 +96,7 @@ class TrainConfig(Part):
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 leaves it as it is."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up; `wsd` is warm-up, stable, decay over the last fifth."""
+    """Shape of the learning rate after the warm-up; `wsd` is warm-up, stable, decay over the last 40 %."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the products; master weights and optimizer state are always fp32."""
     seed: int = Field(default=1337, ge=0)
