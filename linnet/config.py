@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +32,9 @@ Auto = Literal["auto"]
 class Part(BaseModel):
     """Base of all parts: unknown keys are errors, values keep their type (no "5" for 5)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Part):
@@ -41,9 +45,9 @@ class DataConfig(Part):
     validation: float | str = 0.1
     """The share that is held out, or a source of its own. 0 holds out nothing."""
     columns: dict[str, str] = {}
-    """Names of the columns, where they cannot be guessed."""
+    """Names of the columns, where they cannot be guessed; text and lines have none."""
     max_bad: float = Field(default=0.01, ge=0, le=1)
-    """The share of bad rows that is set aside before the run stops."""
+    """The share of bad rows that is set aside before the run stops; in text and lines nothing is set aside."""
     prepared: str = "auto"
     """Folder of the prepared data; auto: prepared/RECIPE-<hash>."""
 
@@ -99,7 +103,7 @@ class TrainConfig(Part):
     """Shape of the learning rate after the warm-up; `wsd` is warm-up, stable, decay over the last 40 %."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the products; master weights and optimizer state are always fp32."""
-    seed: int = Field(default=1337, ge=0)
+    seed: int = Field(default=1337, ge=0, lt=2**63)
     """Seed of the initial weights and of the order of the data."""
     log_every: int = Field(default=1, gt=0)
     """Steps between two rows of metrics.jsonl."""
@@ -128,7 +132,7 @@ class SampleConfig(Part):
 
 class TrackConfig(Part):
     sinks: list[str] = []
-    """Places beside metrics.jsonl that receive the metrics."""
+    """Places beside metrics.jsonl that receive the metrics; none yet."""
 
 
 class Recipe(Part):
@@ -170,6 +174,8 @@ def read_recipe_values(name_or_path: str) -> dict[str, Any]:
         text = (RECIPES / f"{name_or_path}.toml").read_text(encoding="utf-8")
         return {"name": name_or_path} | tomllib.loads(text)
     path = Path(name_or_path)
+    if path.exists() and path.suffix != ".toml":
+        raise UsageError(f"{path} is no recipe; to train on it type: linnet train text data.source={path}")
     if not path.is_file():
         near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"built-in recipes are {', '.join(recipe_names())}."
@@ -183,7 +189,10 @@ def read_recipe_values(name_or_path: str) -> dict[str, Any]:
         raise LinnetError(
             f"{path}: format_version is {version}, this Linnet reads {FORMAT_VERSION}; use the Linnet that wrote it."
         )
-    return {"name": path.stem} | values
+    values = {"name": path.stem} | values
+    if not (isinstance(values["name"], str) and re.fullmatch(r"[\w-][\w.-]*", values["name"])):
+        raise LinnetError(f'{path}: name={values["name"]!r} must be a plain folder name, such as "mine".')
+    return values
 
 
 def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -197,13 +206,17 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, A
     typed: dict[str, Any] = {}
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            typed[key] = _fit(key, [value])
+            typed[key] = _fit(key, [os.fspath(value) if isinstance(value, os.PathLike) else value])
         return typed
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
-            raise UsageError(f"{item!r} is not of the form KEY=VALUE; write for example train.steps=200.")
-        candidates: list[Any] = [text]
+            example = f"data.source={item}" if Path(item).exists() else "train.steps=200"
+            raise UsageError(f"{item!r} is not of the form KEY=VALUE; write for example {example}.")
+        # Python's True and a lone value for a list are what people type.
+        candidates: list[Any] = [text, [text]]
+        if text in ("True", "False"):
+            candidates.insert(0, text == "True")
         with contextlib.suppress(tomllib.TOMLDecodeError):
             candidates.insert(0, tomllib.loads(f"value = {text}")["value"])
         typed[key.strip()] = _fit(key.strip(), candidates)
@@ -236,6 +249,11 @@ def build_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any], *, whe
     for chosen, cleared in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
         if chosen in overrides:
             flat.pop(cleared, None)
+    for key in ("name", "format_version"):
+        if key in overrides:
+            raise UsageError(
+                f"{key} belongs to the recipe's file and cannot be set here; --run names the run's folder."
+            )
     flat |= overrides
     nested: dict[str, Any] = {}
     for key, value in flat.items():
@@ -262,6 +280,11 @@ def _check_together(recipe: Recipe) -> None:
         raise UsageError(
             f"data.validation={recipe.data.validation} must be at least 0 and below 1, or a source."
         )
+    if isinstance(model.n_positions, int) and model.n_positions < 1:
+        raise UsageError(f"model.n_positions={model.n_positions} must be at least 1.")
+    for key, value in (("track.sinks", recipe.track.sinks), ("data.columns", recipe.data.columns)):
+        if value:
+            raise UsageError(f"{key} does nothing in this version of Linnet; leave it out.")
     positions, block = model.n_positions, train.block_size
     if model.init_from == "scratch" and positions != "auto" and block != "auto" and block > positions:
         raise UsageError(
@@ -295,7 +318,7 @@ def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
             + (f"did you mean {hint[0]}?" if hint else "docs/keys.md lists them.")
         )
     field = fields[key]
-    adapter = TypeAdapter(_annotated(field), config=ConfigDict(strict=True))
+    adapter = TypeAdapter(_annotated(field), config=ConfigDict(strict=True, allow_inf_nan=False))
     complaint = ""
     for candidate in candidates:
         try:
@@ -304,7 +327,7 @@ def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:
             complaint = complaint or "; or ".join(
                 dict.fromkeys(_plain(entry["msg"]) for entry in error.errors())
             )
-    raise UsageError(f"{place}{key}={candidates[-1]!r} does not fit: {complaint}.")
+    raise UsageError(f"{place}{key}={candidates[0]!r} does not fit: {complaint}.")
 
 
 def _annotated(field: Any) -> Any:

@@ -36,6 +36,8 @@ def test_the_promised_recipes_are_there() -> None:
         ("data.validation=0", "data.validation", 0.0),
         ("tokenizer.name=true", "tokenizer.name", "true"),
         ("train.patience=off", "train.patience", "off"),
+        ("train.compile=True", "train.compile", True),
+        ("sample.prompts=Hello", "sample.prompts", ["Hello"]),
     ],
 )
 def test_a_value_is_read_as_toml_if_that_fits_else_as_text(override: str, key: str, value: object) -> None:
@@ -58,6 +60,13 @@ def test_a_value_is_read_as_toml_if_that_fits_else_as_text(override: str, key: s
         (["model.n_embd=100", "model.n_head=3"], ["model.n_embd=100", "model.n_head=3", "model.n_embd=102"]),
         (["train.block_size=512", "model.n_positions=256"], ["train.block_size=512", "n_positions=256"]),
         (["data.validation=1.5"], ["data.validation"]),
+        (["model.n_positions=0"], ["model.n_positions=0"]),
+        (["train.epochs=inf"], ["train.epochs", "finite"]),
+        (["train.learning_rate=nan"], ["train.learning_rate", "finite"]),
+        (["train.seed=99999999999999999999999"], ["train.seed"]),
+        (["name=other"], ["name", "--run"]),
+        (["format_version=7"], ["format_version"]),
+        (["track.sinks=wandb"], ["track.sinks", "does nothing"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_the_way_out(overrides: list[str], words: list[str]) -> None:
@@ -66,6 +75,31 @@ def test_a_wrong_key_or_value_is_named_with_the_way_out(overrides: list[str], wo
     for word in words:
         assert word in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_what_beginners_type_first_is_answered_with_the_right_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("Some text.")
+    with pytest.raises(UsageError, match=r"linnet train text data\.source=notes\.txt"):
+        load_recipe("notes.txt")
+    with pytest.raises(UsageError, match=r"linnet train text data\.source=\."):
+        load_recipe(".")
+    with pytest.raises(UsageError, match=r"data\.source=notes\.txt"):
+        load_recipe("text", ["notes.txt"])
+
+
+@pytest.mark.parametrize("name", ["5", '"../../evil"', '""', '"a/b"'])
+def test_a_name_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"name = {name}\n")
+    with pytest.raises(LinnetError, match="plain folder name"):
+        load_recipe(str(path))
+
+
+def test_paths_are_taken_as_text_from_python() -> None:
+    assert load_recipe("text", {"data.source": Path("a") / "b.txt"}).data.source == str(Path("a/b.txt"))
 
 
 def test_steps_and_epochs_clear_each_other() -> None:
