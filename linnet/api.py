@@ -27,7 +27,7 @@ from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
 from linnet.run import RunFolder
 from linnet.setup import initial_model, prepare_store
-from linnet.show import show_end, show_first_batch, show_plan, show_profile
+from linnet.show import show_end, show_finished, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer
 from linnet.track.metrics import read_metrics
 from linnet.training import loop
@@ -99,7 +99,7 @@ def train(
     with files.Lock(folder.lock):
         checkpoint = session.newest_checkpoint(folder, request=request, say=print)
         if checkpoint is not None and session.is_done(request, checkpoint):
-            print(f"{folder.root} is finished: {checkpoint.step} steps. For more, set a larger train.steps.")
+            show_finished(folder, checkpoint)
             return Run(folder.root)
         ready = session.open_session(
             request,
@@ -141,7 +141,7 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
 def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Build a recipe's token store, or find it ready; returns its counts."""
     settled = session.Request(recipe, parse_overrides(overrides)).settle()
-    store = prepare_store(settled, initial=initial_model(settled))
+    store = prepare_store(settled, tokenizer_from=initial_model(settled))
     for note in store.notes:
         print(note, file=sys.stderr)
     return {"folder": str(store.folder), **store.manifest["counts"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
@@ -70,6 +71,8 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, *, as_json: AsJ
     report = api.prepare(recipe, overrides=overrides or [])
     if as_json:
         print(json.dumps(report))
+    else:
+        print(f"{report['folder']}: {report['examples']:,} examples, {report['tokens']:,} tokens")
 
 
 @app.command()
@@ -139,7 +142,7 @@ def generate(
     from linnet import api
     from linnet.generate.sampling import SamplingOptions
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     options: SamplingOptions = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -177,8 +180,20 @@ def runs(
     table.show(folder, plot=plot, as_json=as_json)
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise LinnetError(
+            f"The prompt on stdin is not UTF-8 (byte {error.start}); convert it first."
+        ) from error
+
+
 def main() -> None:
     """Run the command line and exit with the code that `linnet.errors` promises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A model writes characters that not every terminal knows.
     try:
         code = app(standalone_mode=False) or 0
     except (LinnetError, Stopped) as error:

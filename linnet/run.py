@@ -111,11 +111,10 @@ class Change:
         return f"{self.key} was {_show(self.old)} and is {_show(self.new)} now"
 
 
-def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """All differing keys of two recipes, as nested dictionaries."""
-    before, after = flatten(old), flatten(new)
-    keys = sorted(before.keys() | after.keys())
-    return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+def compare_recipes(old: Recipe, new: Recipe) -> list[Change]:
+    """All keys in which two recipes differ."""
+    before, after = flatten(old.model_dump()), flatten(new.model_dump())
+    return [Change(key, before[key], after[key]) for key in before if before[key] != after[key]]
 
 
 def refuse_changes(changes: list[Change], *, steps: tuple[int, int], root: Path, accepted: bool) -> None:

@@ -11,19 +11,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from linnet import files
 from linnet.config import Recipe, build_recipe, read_recipe_values, recipe_names
-from linnet.data.batches import Batches, Store, validation_batches
+from linnet.data.batches import Batches, validation_batches
+from linnet.data.store import Store
 from linnet.errors import LinnetError
 from linnet.evaluate.loss import held_out_loss
 from linnet.generate.engine import Model
-from linnet.model.gpt2 import GPT2
+from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.loss import next_token_loss
-from linnet.model.pretrained import save_model
-from linnet.run import Change, RunFolder, compare_recipes, refuse_changes
-from linnet.setup import build_model, choose_model, initial_model, parent_of, plan_run, prepare_store
+from linnet.model.pretrained import read_config, save_model
+from linnet.run import LENGTH, Change, RunFolder, compare_recipes, refuse_changes
+from linnet.setup import (
+    SCRATCH,
+    build_model,
+    choose_model,
+    initial_model,
+    parent_of,
+    plan_run,
+    prepare_store,
+)
 from linnet.tokenizer import Tokenizer
 from linnet.track.metrics import RowFile, cut_back
 from linnet.track.progress import TrainingProgress
@@ -40,15 +50,15 @@ class Request:
     recipe: str
     overrides: Mapping[str, Any]
 
-    def settle(self, before: Mapping[str, Any] = {}) -> Recipe:
+    def settle(self, before: Recipe | None = None) -> Recipe:
         """The recipe that counts now.
 
         A recipe file is read anew. Of a built-in one, a run that goes on keeps its own values, `before`, so that
         `linnet train lines` needs no keys the second time and outlives a change of the built-in.
         """
         values = read_recipe_values(self.recipe)
-        if self.recipe in recipe_names() and before.get("name") == values["name"]:
-            values = dict(before)
+        if before is not None and self.recipe in recipe_names():
+            values = before.model_dump(exclude_none=True)
         return build_recipe(values, self.overrides, where=self.recipe)
 
 
@@ -63,6 +73,7 @@ class Session:
         store: Store,
         plan: Plan,
         state: TrainState,
+        parent: Mapping[str, Any],
         changes: list[Change],
         check_stop: Callable[[], None],
     ) -> None:
@@ -76,6 +87,7 @@ class Session:
         self.batches = Batches(
             store, block_size=plan.block_size, batch_size=plan.batch_size, seed=recipe.train.seed
         )
+        self._parent = parent
         self._changes = changes
         self._check_stop = check_stop
         self._saved: tuple[int, bool] | None = None
@@ -108,7 +120,7 @@ class Session:
         self.folder.write_recipe(self.recipe)
         self.folder.write_environment(
             self.plan,
-            parent=parent_of(self.recipe),
+            parent=self._parent,
             changes=self._changes,
             step=self.state.step,
         )
@@ -196,8 +208,8 @@ class Session:
                 "model_config": vars(self.model.config),
                 "data": self.store.fingerprint,
                 "tokenizer": self.tokenizer.fingerprint,
-                "steps": self.plan.steps,
-                "micro_batch_size": self.plan.micro_batch_size,
+                "choices": {key: choice.value for key, choice in self.plan.choices.items()},
+                "parent": self._parent,
                 "finished": state.evaluated and is_finished(state, config=self.recipe.train, plan=self.plan),
             },
         )
@@ -223,13 +235,15 @@ def newest_checkpoint(
     return load_newest(folder.checkpoints, say=say)
 
 
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """The recipe that the run was trained with; keys that are newer than the checkpoint have their defaults."""
+    return build_recipe(checkpoint.state["recipe"], {}, where=str(checkpoint.path))
+
+
 def is_done(request: Request, checkpoint: Checkpoint) -> bool:
     """Whether the run is finished and nothing new is asked of it; looks at neither data nor model."""
-    before = checkpoint.state
-    return (
-        bool(before["finished"])
-        and request.settle(before["recipe"]).model_dump(exclude_none=True) == before["recipe"]
-    )
+    recipe = recipe_of(checkpoint)
+    return bool(checkpoint.state["finished"]) and request.settle(recipe) == recipe
 
 
 def open_session(
@@ -241,22 +255,30 @@ def open_session(
     check_stop: Callable[[], None],
     say: Callable[[str], None],
 ) -> Session:
-    """Everything that happens before the first step; nothing in the run folder is touched yet."""
-    before = checkpoint.state if checkpoint else None
-    recipe = request.settle(before["recipe"] if before else folder.recipe_values())
-    initial = initial_model(recipe)
-    store = prepare_store(recipe, initial=initial)
+    """Everything that happens before the first step; nothing in the run folder is touched yet.
+
+    A run that goes on needs neither its parent nor the hub: weights, shape and tokenizer are its own.
+    """
+    recipe = request.settle(recipe_of(checkpoint) if checkpoint else None)
+    from_scratch = recipe.model.init_from == SCRATCH
+    initial = None if checkpoint else initial_model(recipe)
+    tokenizer_from = None if from_scratch else folder.model if checkpoint else initial
+    store = prepare_store(recipe, tokenizer_from=tokenizer_from)
     for note in store.notes:
         say(note)
-    model_config = choose_model(recipe, store=store, initial=initial)
-    plan = plan_run(recipe, store=store, model_config=model_config, before=before)
+    trained = GPT2Config(**checkpoint.state["model_config"]) if checkpoint else None
+    given = read_config(initial) if initial else None if from_scratch else trained
+    model_config = choose_model(recipe, store=store, given=given)
+    kept = checkpoint.state["choices"] if checkpoint else {}
+    plan = plan_run(recipe, store=store, model_config=model_config, kept=kept)
     changes: list[Change] = []
-    if before is not None:
-        changes = changes_since(before, recipe=recipe, store=store)
-        refuse_changes(
-            changes, steps=(before["steps"], plan.steps), root=folder.root, accepted=accept_changes
-        )
-    model = build_model(model_config, recipe=recipe, initial=None if checkpoint else initial)
+    if checkpoint is not None and trained is not None:
+        changes = changes_since(checkpoint, recipe=recipe, store=store)
+        refuse_changes(changes, steps=(kept["steps"], plan.steps), root=folder.root, accepted=accept_changes)
+        refuse_other_shape(trained, model_config, root=folder.root)
+        for change in changes_of_machine(kept, plan):
+            say(f"{change}: this machine is another one.")
+    model = build_model(model_config, recipe=recipe, initial=initial)
     model.to(plan.device)
     optimizer = make_optimizer(
         model,
@@ -269,6 +291,8 @@ def open_session(
         model.load_state_dict(checkpoint.weights)
         optimizer.load_state(checkpoint.optimizer)
         state.load_numbers(checkpoint.state["loop"])
+        if any(change.key in LENGTH for change in changes):
+            state.stale_evaluations = 0  # A longer run is asked for: patience begins anew.
     if recipe.train.compile:
         model.compile()
     return Session(
@@ -277,18 +301,37 @@ def open_session(
         store=store,
         plan=plan,
         state=state,
+        parent=checkpoint.state["parent"] if checkpoint else parent_of(recipe, initial=initial),
         changes=changes,
         check_stop=check_stop,
     )
 
 
-def changes_since(before: Mapping[str, Any], *, recipe: Recipe, store: Store) -> list[Change]:
+def changes_since(checkpoint: Checkpoint, *, recipe: Recipe, store: Store) -> list[Change]:
     """What differs from the run so far: keys of the recipe, the content of the data, the tokenizer."""
-    changes = compare_recipes(before["recipe"], recipe.model_dump(exclude_none=True))
-    for key, old, new in (
-        ("tokenizer.name", before["tokenizer"], store.tokenizer().fingerprint),
-        ("data.source", before["data"], store.fingerprint),
-    ):
-        if old != new and key not in {change.key for change in changes}:
-            changes.append(Change(f"{key} (its content)", old[:12], new[:12]))
+    state = checkpoint.state
+    changes = compare_recipes(recipe_of(checkpoint), recipe)
+    keys = {change.key for change in changes}
+    # A tokenizer that is trained on the data changes with it; then the data is what to name.
+    if state["data"] != store.fingerprint and not keys & {"data.source", "data.format", "tokenizer.name"}:
+        changes.append(Change("data.source (its content)", state["data"][:12], store.fingerprint[:12]))
+    elif state["tokenizer"] != store.tokenizer().fingerprint and "tokenizer.name" not in keys:
+        changes.append(Change("tokenizer.name (its content)", "another one", recipe.tokenizer.name))
     return changes
+
+
+def refuse_other_shape(trained: GPT2Config, wanted: GPT2Config, *, root: Path) -> None:
+    """Weights of one shape cannot go on in another, whatever changes are accepted."""
+    for key in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+        old, new = getattr(trained, key), getattr(wanted, key)
+        if old != new:
+            raise LinnetError(
+                f"{root} cannot go on: {key} of its model is {old:,} and would be {new:,} now; go back to the old "
+                f"value, or start another run with --run {root}-2."
+            )
+
+
+def changes_of_machine(kept: Mapping[str, Any], plan: Plan) -> list[Change]:
+    """Device and precision that "auto" gives on another machine than before."""
+    new = {key: plan.choices[key].value for key in ("device", "precision")}
+    return [Change(key, kept[key], value) for key, value in new.items() if kept[key] != value]

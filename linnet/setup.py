@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from linnet.data.prepare import prepare
 from linnet.device import Choice
 from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
-from linnet.model.pretrained import load_model, read_config
+from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
 from linnet.tokenizer import load_tokenizer
 from linnet.track.progress import BytesProgress
@@ -42,12 +43,29 @@ def initial_model(recipe: Recipe) -> Path | None:
         ) from error
 
 
-def prepare_store(recipe: Recipe, *, initial: Path | None) -> Store:
-    """The recipe's token store, built where it is missing or stale."""
+def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
+    """What the initial weights are, with their hash, for environment.json."""
+    if initial is None:
+        return {"init_from": SCRATCH}
+    weights = sorted(initial.glob("*.safetensors"))
+    return {
+        "init_from": recipe.model.init_from,
+        "folder": str(initial),
+        "sha256": {path.name: files.sha256_file(path) for path in weights},
+    }
+
+
+def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None) -> Store:
+    """The recipe's token store, built where it is missing or stale.
+
+    Args:
+        tokenizer_from: the folder whose tokenizer `tokenizer.name = "auto"` means; None: a BPE is trained.
+    """
     if not recipe.data.source:
         raise LinnetError("data.source is not set: add data.source=FILE, a folder or a glob.")
-    own = recipe.tokenizer.name == "auto" and initial is not None
-    tokenizer = load_tokenizer(str(initial)) if own else None
+    tokenizer = None
+    if recipe.tokenizer.name == "auto" and tokenizer_from is not None:
+        tokenizer = load_tokenizer(str(tokenizer_from))
     folder = Path(recipe.data.prepared)
     if recipe.data.prepared == "auto":
         parts = [recipe.data.model_dump(exclude={"prepared"}), recipe.tokenizer.model_dump()]
@@ -59,19 +77,20 @@ def prepare_store(recipe: Recipe, *, initial: Path | None) -> Store:
         )
 
 
-def choose_model(recipe: Recipe, *, store: Store, initial: Path | None) -> GPT2Config:
-    """The network's shape: that of the initial model, or the recipe's with the data's vocabulary."""
+def choose_model(recipe: Recipe, *, store: Store, given: GPT2Config | None) -> GPT2Config:
+    """The network's shape: `given` by the initial model, or the recipe's with the data's vocabulary."""
     wanted = recipe.model
-    if initial is not None:
-        config = read_config(initial, dropout=wanted.dropout)
-        if config.vocab_size < store.vocab_size:
+    if given is not None:
+        if given.vocab_size < store.vocab_size:
             raise LinnetError(
                 f"tokenizer.name={recipe.tokenizer.name} has {store.vocab_size:,} entries, the model "
-                f"{wanted.init_from} has {config.vocab_size:,}; set tokenizer.name=auto to take the model's own."
+                f"{wanted.init_from} has {given.vocab_size:,}; set tokenizer.name=auto to take the model's own."
             )
-        return config
+        return replace(given, dropout=wanted.dropout)
     positions = wanted.n_positions
-    if positions == "auto":
+    if positions == "auto" and isinstance(recipe.train.block_size, int):
+        positions = recipe.train.block_size
+    elif positions == "auto":
         positions = choose_block(recipe, store=store, n_positions=LARGEST_WINDOW).value
     return GPT2Config(
         vocab_size=store.vocab_size,
@@ -94,10 +113,8 @@ def choose_block(recipe: Recipe, *, store: Store, n_positions: int) -> Choice:
     )
 
 
-def plan_run(
-    recipe: Recipe, *, store: Store, model_config: GPT2Config, before: Mapping[str, Any] | None
-) -> Plan:
-    """The plan; a run that goes on keeps its micro-batch unless the recipe names one."""
+def plan_run(recipe: Recipe, *, store: Store, model_config: GPT2Config, kept: Mapping[str, Any]) -> Plan:
+    """The plan of a run; `kept` is what "auto" became when the run began (empty for a new one)."""
 
     def count_rows(block_size: int) -> int:
         return Batches(store, block_size=block_size, batch_size=1, seed=recipe.train.seed).rows_per_epoch
@@ -108,7 +125,8 @@ def plan_run(
         count_rows=count_rows,
         n_layer=model_config.n_layer,
         n_embd=model_config.n_embd,
-        micro_batch_size=before["micro_batch_size"] if before else None,
+        parameters=model_config.parameters,
+        kept=kept,
     )
 
 
@@ -117,16 +135,3 @@ def build_model(config: GPT2Config, *, recipe: Recipe, initial: Path | None) -> 
     if initial is not None:
         return load_model(initial, dropout=recipe.model.dropout)
     return GPT2(config, seed=recipe.train.seed)
-
-
-def parent_of(recipe: Recipe) -> dict[str, Any]:
-    """Where the initial weights come from, with their hash; of a run also its recipe."""
-    folder = initial_model(recipe)
-    if folder is None:
-        return {"init_from": SCRATCH}
-    weights = sorted(folder.glob("*.safetensors"))
-    return {
-        "init_from": recipe.model.init_from,
-        "folder": str(folder),
-        "sha256": {path.name: files.sha256_file(path) for path in weights},
-    }

@@ -20,7 +20,9 @@ from linnet.track.plots import plot_run
 from linnet.training.loop import Looks, train
 
 if TYPE_CHECKING:
+    from linnet.run import RunFolder
     from linnet.session import Session
+    from linnet.training.checkpoint import Checkpoint
 
 PROFILED_STEPS = 5
 PHASES = ("batch", "forward", "backward", "clip", "update")  # The loop's own labels.
@@ -31,7 +33,7 @@ def show_plan(session: Session, *, goes_on: bool) -> None:
     console = Console()
     verb = f"goes on at step {session.state.step:,} in" if goes_on else "trains in"
     model, counts = session.model.config, session.store.manifest["counts"]
-    console.print(f"{session.recipe.name} {verb} {session.folder.root}", highlight=False)
+    console.print(f"{session.recipe.name} {verb} {session.folder.root}", highlight=False, markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = [
         (
@@ -121,6 +123,16 @@ def show_profile(session: Session) -> None:
             f"{time_us / total:.0%}",
         )
     Console().print(table)
+
+
+def show_finished(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Why nothing is left to do, and what to type for more."""
+    recipe, stale = checkpoint.state["recipe"]["train"], checkpoint.state["loop"]["stale_evaluations"]
+    early = (
+        f", ended early after {stale} evaluations without a new best" if stale == recipe["patience"] else ""
+    )
+    length = "train.epochs" if "epochs" in recipe else "train.steps"
+    print(f"{folder.root} is finished: {checkpoint.step:,} steps{early}. For more, set a larger {length}.")
 
 
 def show_end(session: Session) -> None:

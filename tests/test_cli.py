@@ -117,6 +117,75 @@ def test_a_new_run_from_an_old_one_records_its_parent(command: Command, text: Pa
     assert len(parent["sha256"]["model.safetensors"]) == 64
 
 
+def test_a_run_goes_on_without_its_parent(command: Command, text: Path, tmp_path: Path) -> None:
+    assert command("train", "text", "data.source=notes.txt", "train.steps=2", *TINY).code == 0
+    (tmp_path / "data.txt").write_text("".join(f"Bird {i} sings.\n" for i in range(50)))
+    child = ("train", "lines", "data.source=data.txt", "model.init_from=runs/text")
+    assert command(*child, "train.steps=2").code == 0
+    before = json.loads((tmp_path / "runs/lines/environment.json").read_text())["parent"]
+    (tmp_path / "runs" / "text").rename(tmp_path / "elsewhere")
+    longer = command(*child, "train.steps=3")
+    assert longer.code == 0, longer.err
+    assert json.loads((tmp_path / "runs/lines/environment.json").read_text())["parent"] == before
+
+
+def test_a_run_that_ended_early_goes_on_when_more_is_asked(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    early = ("train.patience=1", "train.eval_every=1", "train.learning_rate=1e-9", "train.warmup_steps=0")
+    words = ("train", "text", "data.source=notes.txt", *TINY, *early)
+    assert command(*words, "train.steps=50").code == 0
+    said = command("train", "text").out
+    assert "ended early after 1 evaluations" in said
+    steps = json.loads(command("runs", "--json").out)["runs"][0]["step"]
+    assert steps < 50
+    more = command("train", "text", "train.steps=60")
+    assert more.code == 0, more.err
+    assert json.loads(command("runs", "--json").out)["runs"][0]["step"] > steps
+
+
+def test_changes_that_the_weights_cannot_follow_are_refused_whatever_is_accepted(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    words = ("train", "text", "data.source=notes.txt", "tokenizer.name=char", *TINY)
+    assert command(*words, "train.steps=2").code == 0
+    wider = command(*words, "train.steps=3", "model.n_embd=64", "--accept-changes")
+    assert (wider.code, "n_embd" in wider.err, "Traceback" in wider.err) == (1, True, False)
+    text.write_text(TEXT + "Something else: äöü! 123")
+    changed = command(*words, "train.steps=3")
+    assert (changed.code, "data.source" in changed.err) == (1, True)
+    accepted = command(*words, "train.steps=3", "--accept-changes")
+    assert (accepted.code, "vocab_size" in accepted.err, "Traceback" in accepted.err) == (1, True, False)
+
+
+def test_a_checkpoint_that_lacks_a_newer_key_goes_on_with_its_default(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    from linnet.training.checkpoint import load_newest, save_checkpoint
+
+    assert command("train", "text", "data.source=notes.txt", "train.steps=2", *TINY).code == 0
+    folder = tmp_path / "runs" / "text" / "checkpoints"
+    newest = load_newest(folder, say=print)
+    assert newest is not None
+    del newest.state["recipe"]["train"]["momentum"], newest.state["recipe"]["train"]["patience"]
+    parts = {"weights": newest.weights, "optimizer": newest.optimizer, "state": newest.state}
+    save_checkpoint(folder, step=newest.step, **parts)
+    went_on = command("train", "text", "train.steps=3")
+    assert went_on.code == 0, went_on.err
+    assert "goes on at step 2" in went_on.out
+
+
+def test_the_defaults_of_the_command_are_those_of_the_library() -> None:
+    import inspect
+
+    from linnet.generate.sampling import Sampling
+
+    ours = {key: value.default for key, value in inspect.signature(cli.generate).parameters.items()}
+    for key, default in vars(Sampling()).items():
+        if key not in ("stop", "seed"):
+            assert ours[key] == default, key
+
+
 def test_fifty_lines_train_with_the_defaults(command: Command, tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("".join(f"Line {i} tells of bird number {i}.\n" for i in range(50)))
     shape = [key for key in TINY if key.startswith(("model", "sample"))]

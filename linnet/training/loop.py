@@ -239,5 +239,6 @@ def _say_skipped(state: TrainState, looks: Looks) -> None:
         return
     raise DivergedError(
         f"The loss or the gradients were not finite in {MOST_SKIPPED} steps in a row, up to step {state.step}; "
-        "the last checkpoint is intact. Start again with a lower train.learning_rate or train.precision=fp32."
+        "start another run (--run) with a lower train.learning_rate or train.precision=fp32, or go on from the last "
+        "checkpoint with these and --accept-changes."
     )

@@ -8,8 +8,9 @@ How    Pure arithmetic over shapes. The same recipe, data and kind of machine gi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from linnet.config import TrainConfig
 from linnet.device import Choice, choose_device, choose_precision, free_memory
@@ -57,7 +58,8 @@ def choose_block_size(requested: int | str, *, longest: int | None, pairs: int, 
                 f"set train.block_size={n_positions} or less."
             )
         return Choice(requested, "asked for")
-    fair = max(8, pairs // LEAST_STEPS // 8 * 8)  # The largest with at least 20 full rows.
+    fair = max(1, pairs // LEAST_STEPS)  # The largest with at least 20 full rows,
+    fair = fair // 8 * 8 or fair  # a multiple of 8 where that is possible.
     if longest is None:
         size = min(n_positions, fair)
         reason = "the model's window" if size == n_positions else f"{LEAST_STEPS} rows from {pairs:,} tokens"
@@ -114,27 +116,32 @@ def make_plan(
     count_rows: Callable[[int], int],
     n_layer: int,
     n_embd: int,
-    micro_batch_size: int | None = None,
+    parameters: int,
+    kept: Mapping[str, Any],
 ) -> Plan:
     """Everything that is chosen at the start.
 
     Args:
         count_rows: rows of an epoch at a block size.
-        micro_batch_size: what an earlier start of this run chose; it stays unless the recipe sets one.
+        kept: what an earlier start of this run chose. Batch and micro-batch stay unless the recipe sets them, the
+            micro-batch only on the same kind of device.
     """
     device = choose_device()
     precision = choose_precision(config.precision, device.value)
     rows = count_rows(block_size.value)
     batch_size = choose_batch_size(config.batch_size, rows=rows, block_size=block_size.value)
+    if kept and config.batch_size == "auto":
+        batch_size = Choice(kept["batch_size"], "as when the run began")
+    bytes_per_token = activation_bytes(n_layer=n_layer, n_embd=n_embd)
     micro = choose_micro_batch_size(
-        micro_batch_size
-        if micro_batch_size and config.micro_batch_size == "auto"
-        else config.micro_batch_size,
+        config.micro_batch_size,
         batch_size=batch_size.value,
         block_size=block_size.value,
-        bytes_per_token=activation_bytes(n_layer=n_layer, n_embd=n_embd),
+        bytes_per_token=bytes_per_token,
         device=device.value,
     )
+    if kept and config.micro_batch_size == "auto" and kept["device"] == device.value:
+        micro = Choice(min(kept["micro_batch_size"], batch_size.value), "as when the run began")
     steps_per_epoch = rows / batch_size.value
     if config.steps is not None:
         steps = Choice(config.steps, f"asked for; {config.steps / steps_per_epoch:.2f} epochs")
@@ -156,4 +163,14 @@ def make_plan(
         "steps": steps,
         **every,
     }
-    return Plan(**{key: choice.value for key, choice in choices.items()}, choices=choices)
+    settings = {key: choice.value for key, choice in choices.items()}
+    activations = micro.value * block_size.value * bytes_per_token
+    choices["memory"] = choose_memory(parameters=parameters, activations=activations)
+    return Plan(**settings, choices=choices)
+
+
+def choose_memory(*, parameters: int, activations: int) -> Choice:
+    """What the training will about take: 16 bytes a parameter (weight, gradient, two moments) and activations."""
+    fixed = 16 * parameters
+    reason = f"weights, gradients and moments {fixed / 1e9:.2f} GB, activations {activations / 1e9:.2f} GB"
+    return Choice(f"{(fixed + activations) / 1e9:.2f} GB", f"{reason}; {free_memory() / 1e9:.1f} GB are free")

@@ -18,7 +18,9 @@ from linnet.training.plan import choose_batch_size, choose_block_size, choose_mi
         (40, 500, 1024, 40),  # but never less than the longest example
         (None, 1_000_000, 256, 256),  # text: the window
         (None, 2_000, 256, 96),  # a short text: a 20th
-        (None, 50, 256, 8),
+        (None, 50, 256, 2),
+        (None, 7, 256, 1),
+        (3, 30, 256, 8),
     ],
 )
 def test_auto_block_size(longest: int | None, pairs: int, n_positions: int, expected: int) -> None:
@@ -56,11 +58,17 @@ def test_epochs_become_steps_and_a_resumed_run_keeps_its_micro_batch() -> None:
         "count_rows": lambda size: 100,
         "n_layer": 2,
         "n_embd": 32,
+        "parameters": 1000,
     }
-    plan = make_plan(config, **shape)
+    plan = make_plan(config, kept={}, **shape)
     assert (plan.steps, plan.eval_every, plan.save_every) == (32, 3, 3)
     assert plan.micro_batch_size == 8
-    assert make_plan(config, micro_batch_size=2, **shape).micro_batch_size == 2
+    before = {"device": "cpu", "batch_size": 8, "micro_batch_size": 2}
+    assert make_plan(config, kept=before, **shape).micro_batch_size == 2
+    assert make_plan(config, kept=before | {"device": "cuda"}, **shape).micro_batch_size == 8
     chosen = config.model_copy(update={"micro_batch_size": 4})
-    assert make_plan(chosen, micro_batch_size=2, **shape).micro_batch_size == 4
+    assert make_plan(chosen, kept=before, **shape).micro_batch_size == 4
+    automatic = config.model_copy(update={"batch_size": "auto"})
+    assert make_plan(automatic, kept=before | {"batch_size": 3}, **shape).batch_size == 3
     assert all(choice.reason for choice in plan.choices.values())
+    assert "GB" in plan.choices["memory"].value
