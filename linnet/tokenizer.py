@@ -69,6 +69,11 @@ class Tokenizer:
             )
         inner.no_truncation()
         inner.no_padding()
+        self._decoder = _with_special(
+            inner, {end_token}
+        )  # the file's own marks: what `decode` drops and `save` writes
+        added = {token.content for token in inner.get_added_tokens_decoder().values()}
+        inner = _with_special(self._decoder, added)
         inner.encode_special_tokens = True  # control tokens in a text are plain characters
         self._inner = inner
         self.end_of_text: int = end_of_text
@@ -108,7 +113,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD."""
-        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+        return str(self._decoder.decode(list(ids), skip_special_tokens=True))
 
     @cached_property
     def is_char(self) -> bool:
@@ -137,7 +142,7 @@ class Tokenizer:
 
         It is the same before and after `save`, and for vocab.json + merges.txt and tokenizer.json of one tokenizer.
         """
-        layout = json.loads(self._inner.to_str())
+        layout = json.loads(self._decoder.to_str())
         pre_tokenizer = {k: v for k, v in (layout["pre_tokenizer"] or {}).items() if k != "trim_offsets"}
         added = [[token["id"], token["content"], token["special"]] for token in layout["added_tokens"]]
         # None and "" mean the same to the model, and both are found in files.
@@ -151,7 +156,7 @@ class Tokenizer:
         transformers' AutoTokenizer then gives `[end_of_text] + encode(text)`. `n_positions` is the model's longest
         window, in tokens.
         """
-        copy = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        copy = tokenizers.Tokenizer.from_str(self._decoder.to_str())
         end = self.end_token
         copy.post_processor = processors.TemplateProcessing(
             single=f"{end} $A", pair=f"{end} $A $B:1", special_tokens=[(end, self.end_of_text)]
@@ -228,6 +233,25 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 def _control(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
+
+
+def _with_special(inner: tokenizers.Tokenizer, contents: set[str]) -> tokenizers.Tokenizer:
+    """`inner` with the tokens `contents` marked as special; a copy where one of them is not yet.
+
+    `encode_special_tokens` keeps only tokens with this mark from being found in a text, and files exist whose end
+    token has none.
+    """
+    marked = {t.content for t in inner.get_added_tokens_decoder().values() if t.special}
+    if contents <= marked:
+        return inner
+    layout = json.loads(inner.to_str())
+    for token in layout["added_tokens"]:
+        token["special"] |= token["content"] in contents
+    for content in sorted(contents - {token["content"] for token in layout["added_tokens"]}):
+        entry = {"id": inner.token_to_id(content), "content": content, "special": True, "normalized": False}
+        layout["added_tokens"].append({**entry, "single_word": False, "lstrip": False, "rstrip": False})
+    layout["added_tokens"].sort(key=lambda token: int(token["id"]))
+    return tokenizers.Tokenizer.from_str(json.dumps(layout))
 
 
 def _is_gpt2(inner: tokenizers.Tokenizer) -> bool:

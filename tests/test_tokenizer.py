@@ -217,6 +217,42 @@ def test_control_tokens_of_a_saved_and_loaded_tokenizer(bpe: Tokenizer, tmp_path
     check_control_tokens([Tokenizer.load(tmp_path)], 300)
 
 
+def loosely_marked(folder: Path, bpe: Tokenizer, *, layout: str) -> Tokenizer:
+    """`bpe` in a tokenizer.json that does not say which of its tokens are control tokens."""
+    folder.mkdir(exist_ok=True)
+    bpe.save(folder, n_positions=64)
+    path = folder / "tokenizer.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    (end,) = value["added_tokens"]
+    if layout == "in the vocabulary only":
+        value["added_tokens"] = []
+        value["model"]["vocab"][END_OF_TEXT] = end["id"]
+    else:
+        end |= {"special": False, "normalized": layout == "normalized"}
+        value["added_tokens"].append({**end, "id": end["id"] + 1, "content": "<|im_start|>"})
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("layout", ["added", "normalized", "in the vocabulary only"])
+def test_control_tokens_without_their_mark_are_plain_characters_too(
+    bpe: Tokenizer, tmp_path: Path, layout: str
+) -> None:
+    loaded = loosely_marked(tmp_path, bpe, layout=layout)
+    check_control_tokens([loaded], 1000)
+    assert max(max(ids) for ids in loaded.encode_batch(list(hostile(300, seed=5)))) < loaded.end_of_text
+    again = tmp_path / "again"
+    again.mkdir()
+    loaded.save(again, n_positions=64)
+    check_control_tokens([Tokenizer.load(again)], 300)
+    assert Tokenizer.load(again).fingerprint == loaded.fingerprint
+    if (
+        layout != "in the vocabulary only"
+    ):  # what the file does not call special is shown, but for the end token
+        for tokenizer in (loaded, Tokenizer.load(again)):
+            assert tokenizer.decode([tokenizer.end_of_text, tokenizer.end_of_text + 1]) == "<|im_start|>"
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bpe", "char"])
 def test_transformers_gives_end_of_text_and_the_same_ids(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
