@@ -9,6 +9,7 @@ How    UTF-8 with or without byte order mark; CR LF becomes LF. Every block of b
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shlex
 from codecs import IncrementalDecoder, getincrementaldecoder
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from linnet.data.encoding import guess_encoding, guess_utf16
+from linnet.data.store import KIND
 from linnet.errors import LinnetError
 
 BLOCK = 1 << 18  # bytes read at once
@@ -27,74 +29,133 @@ def _ignore(_: object) -> None:
     pass
 
 
-def find_files(source: str | list[str], *, say: Callable[[str], None] = _ignore) -> list[Path]:
+def find_files(
+    source: str | list[str], *, key: str = "data.source", say: Callable[[str], None] = _ignore
+) -> list[Path]:
     """The files that a source names: a file, a folder (with all below it), a glob, or a list of these.
 
-    Sorted, each file once. In a folder or glob, hidden, empty and binary files are left out, and `say` is told.
+    Sorted, each file once. In a folder or glob, hidden, empty and binary files are left out, and so are the folders
+    that we write ourselves (runs, prepared data) and Python environments; `say` is told.
+
+    Args:
+        key: the recipe's key that the source comes from, for the messages.
 
     Raises:
         LinnetError: nothing there, an empty file, a folder without text.
     """
     sources = [source] if isinstance(source, str) else source
     if not any(sources):
-        raise LinnetError("data.source is not set; give a file, a folder or a glob: data.source=notes.txt")
+        raise LinnetError(f"{key} is not set; give a file, a folder or a glob: {key}=notes.txt")
     found: dict[Path, Path] = {}
     for one in sources:
-        for path in _find(one, say):
+        for path in _find(one, key, say):
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
-def _find(source: str, say: Callable[[str], None]) -> list[Path]:
+def _find(source: str, key: str, say: Callable[[str], None]) -> list[Path]:
     if source.startswith("hf:"):
-        raise LinnetError(
-            f"data.source={source}: data sets on the hub cannot be read yet; download the file."
-        )
+        raise LinnetError(f"{key}={source}: data sets on the hub cannot be read yet; download the file.")
     path = Path(source).expanduser()
     if path.is_file():
-        _check_file(path)
+        if not _head(path):
+            raise LinnetError(f"{path} is empty; {key} needs a file with text.")
         return [path]
+    left_out: list[str] = []
     if path.is_dir():
-        return _texts_among(_walk(path), f"The folder {source}", say)
-    if glob.has_magic(source):
-        matches = (Path(match) for match in glob.iglob(str(path), recursive=True))  # noqa: PTH207
-        return _texts_among((match for match in matches if match.is_file()), f"The glob {source}", say)
-    if path.exists():
+        what, paths = f"The folder {source}", _walk(path, left_out)
+    elif glob.has_magic(source):
+        what, paths = f"The glob {source}", _matches(path, left_out)
+    elif path.exists():
         raise LinnetError(f"{source} is not a regular file; save it as one, since it is read more than once.")
-    raise LinnetError(f"There is no {source} (from {Path.cwd()}); check the path in data.source.")
+    else:
+        raise LinnetError(f"There is no {source} (from {Path.cwd()}); check the path in {key}.")
+    texts, others = _texts_among(paths)
+    names = _some([path.name for path in others])
+    without = f"left out are {_some(sorted(left_out))}"  # known when the paths are through
+    if not texts:
+        empty = f"only empty or binary files ({names})" if others else "no files"
+        raise LinnetError(
+            f"{what} holds {empty}{f' ({without})' if left_out else ''}; {key} needs at least one text file."
+        )
+    if others:
+        say(f"{what}: {len(others)} empty or binary files are left out ({names}).")
+    if left_out:
+        say(f"{what}: {without}.")
+    return texts
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below `folder` that are not hidden; links to folders are not followed, so there are no loops."""
+def _walk(folder: Path, left_out: list[str]) -> Iterator[Path]:
+    """All files below `folder`, without hidden ones and what `_no_source` finds.
+
+    Links to folders are not followed, so there are no loops.
+    """
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        reasons = {name: _no_source(Path(parent, name)) for name in folders}
+        folders[:] = [name for name in folders if not reasons[name]]
+        left_out += [
+            f"{Path(parent, name).relative_to(folder)} ({reason})"
+            for name, reason in reasons.items()
+            if reason
+        ]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def _texts_among(paths: Iterator[Path], what: str, say: Callable[[str], None]) -> list[Path]:
-    """The text files among `paths`, sorted; `say` is told of the others."""
+def _matches(pattern: Path, left_out: list[str]) -> Iterator[Path]:
+    """The files that a glob matches, without those in a folder that `_no_source` finds below its fixed part."""
+    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    reasons: dict[Path, str] = {}
+    for match in map(Path, glob.iglob(str(pattern), recursive=True)):  # noqa: PTH207
+        below = [parent for parent in match.parents if fixed in parent.parents]
+        for parent in below:
+            if parent not in reasons:
+                reasons[parent] = _no_source(parent)
+        if match.is_file() and not any(reasons[parent] for parent in below):
+            yield match
+    left_out += [f"{folder} ({reason})" for folder, reason in reasons.items() if reason]
+
+
+def _no_source(folder: Path) -> str:
+    """Why a folder below a source is no text of the user's; "" where it may be.
+
+    What we write changes with every start, so it would make a run refuse its own data the second time.
+    """
+    if folder.name.startswith("."):
+        return "hidden"
+    if (folder / "pyvenv.cfg").is_file():
+        return "a Python environment"
+    if _holds(folder / "manifest.json", "kind", KIND):
+        return "prepared data"
+    begun = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+    # A run that is just starting has nothing but its lock.
+    if ((folder / "recipe.toml").is_file() and begun) or _holds(folder / "lock", "pid"):
+        return "a run"
+    return ""
+
+
+def _holds(path: Path, key: str, value: str = "") -> bool:
+    """Whether `path` is a JSON object with `key`, and with that `value` if one is given."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and key in content and content[key] == (value or content[key])
+
+
+def _texts_among(paths: Iterator[Path]) -> tuple[list[Path], list[Path]]:
+    """(the text files among `paths`, the empty and binary ones), sorted."""
     texts: list[Path] = []
-    skipped: list[Path] = []
+    others: list[Path] = []
     for path in sorted(paths):
         head = _head(path) if path.is_file() else b""
         # UTF-16 is text, too: it is kept here and refused by name when it is read.
         is_text = bool(head) and (b"\0" not in head or bool(guess_utf16(head)))
-        (texts if is_text else skipped).append(path)
-    if not texts:
-        empty = f"only empty or binary files ({_names(skipped)})" if skipped else "no files"
-        raise LinnetError(f"{what} holds {empty}; data.source needs at least one text file.")
-    if skipped:
-        say(f"{what}: {len(skipped)} empty or binary files are left out ({_names(skipped)}).")
-    return texts
+        (texts if is_text else others).append(path)
+    return texts, others
 
 
-def _names(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
-
-
-def _check_file(path: Path) -> None:
-    if not _head(path):
-        raise LinnetError(f"{path} is empty; data.source needs a file with text.")
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _head(path: Path) -> bytes:
@@ -201,7 +262,7 @@ def _not_text(path: Path, offset: int) -> LinnetError:
     if name:
         return LinnetError(f"{path}: byte {offset} is NUL; it looks like {name}. {_convert(path, name)}")
     return LinnetError(
-        f"{path}:{_line_of(path, offset)}: byte {offset} is NUL, so this is no text file; remove it from data.source."
+        f"{path}:{_line_of(path, offset)}: byte {offset} is NUL, so this is no text file; leave it out."
     )
 
 
@@ -217,9 +278,7 @@ def _not_utf8(path: Path, offset: int) -> LinnetError:
         )
     if name:
         return LinnetError(f"{where}; it looks like {name}. {_convert(path, name)}")
-    return LinnetError(
-        f"{where}, nor any other text encoding that we know; remove the file from data.source."
-    )
+    return LinnetError(f"{where}, nor any other text encoding that we know; leave the file out.")
 
 
 def _convert(path: Path, name: str) -> str:

@@ -1,5 +1,7 @@
 """Finding and reading files: what is accepted, and the one sentence for what is not."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,10 +40,65 @@ def test_files_of_a_folder_are_sorted_and_binary_hidden_and_empty_ones_left_out(
     found = find_files(str(tmp_path), say=said.append)
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.md", "b.txt", "deep/down/c"]
     assert "2 empty or binary files are left out (empty.txt, picture.png)" in said[0]
+    assert "left out are .git (hidden)" in said[1]
     assert find_files(str(tmp_path / "**" / "*.txt"), say=said.append) == [tmp_path / "b.txt"]
     assert find_files([str(tmp_path / "b.txt"), str(tmp_path)]) == [
         tmp_path / n for n in ("b.txt", "a.md", "deep/down/c")
     ]
+
+
+def test_a_project_folder_is_read_without_what_we_write_into_it(tmp_path: Path) -> None:
+    store = '{"kind": "token store", "files": {}}'
+    for name, text in {
+        "notes/a.txt": "a",
+        "manifest.json": '{"kind": "web extension"}',
+        "recipes/recipe.toml": 'name = "soup"',
+        "lock": "a poem on locks",
+        "prepared/text-1/manifest.json": store,
+        "prepared/text-1/validation/manifest.json": store,
+        "runs/one/recipe.toml": "",
+        "runs/one/metrics.jsonl": "{}",
+        "runs/two/recipe.toml": "",
+        "runs/two/checkpoints/step-00000001/state.json": "{}",
+        "runs/begun/lock": '{"host": "here", "pid": 7}',
+        "env/pyvenv.cfg": "home = /usr/bin",
+        ".venv/lib/x.py": "pass",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    said: list[str] = []
+    expected = ["lock", "manifest.json", "notes/a.txt", "recipes/recipe.toml"]
+    found = find_files(str(tmp_path), say=said.append)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == expected
+    assert said == [
+        f"The folder {tmp_path}: left out are .venv (hidden), env (a Python environment), "
+        "prepared/text-1 (prepared data) and 3 more."
+    ]
+    assert find_files(str(tmp_path / "**" / "*"), say=said.append) == found
+    # What is named is taken: only folders below it are looked at.
+    assert find_files(str(tmp_path / "runs" / "one")) == [tmp_path / "runs" / "one" / "metrics.jsonl"]
+    with pytest.raises(LinnetError, match=r"no files \(left out are begun \(a run\), one"):
+        find_files(str(tmp_path / "runs"))
+
+
+def test_the_second_start_in_a_project_folder_finds_the_same_files(tmp_path: Path) -> None:
+    import os
+
+    (tmp_path / "notes.txt").write_text("The linnet sings in the hedge. " * 40)
+    model = ("model.n_layer=1", "model.n_head=1", "model.n_embd=8", "tokenizer.name=char")
+    command = [sys.executable, "-m", "linnet", "train", "text", "data.source=.", "model.init_from=scratch"]
+    command += [*model, "train.block_size=16", "--run", "runs/here"]
+    for steps in ("2", "3"):
+        done = subprocess.run(
+            [*command, f"train.steps={steps}"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "prepared").glob("*/"))) == 1
 
 
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
