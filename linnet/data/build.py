@@ -3,15 +3,18 @@
 What   `Build(...).run()` fills an empty folder.
 Why    Memory must stay flat on files of any size, and the same files and settings must give the same bytes.
 How    One pass over the files, two where a tokenizer is trained. What is held out: of a document its last share,
-       contiguous; of rows those whose hash falls into the share.
+       contiguous; of rows those whose hash falls into the share. A held-out source of its own is never trained on:
+       training rows that are equal to one of its rows are dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ TOKENIZER_SAMPLE = 32 << 20  # bytes of text that a BPE is trained on
 FEWEST_ROWS = 20  # with fewer rows nothing is held out
 ROWS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 1 << 19
+EMPTY, HELD_OUT = "empty line", "equal to a held-out row"  # why a row is dropped
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), over all passes."""
@@ -63,7 +67,7 @@ class Build:
         self.size = sum(source.bytes for source in sources)
         self.total = self.size
         self.hashes: list[str] = []
-        self.empty_lines = 0
+        self.dropped: Counter[str] = Counter()
         self.share = data.validation if isinstance(data.validation, float) else 0.0
 
     def run(self, given: Tokenizer | None, config: TokenizerConfig) -> None:
@@ -95,22 +99,36 @@ class Build:
 
     def _lines(self, observe: Callable[[Source], Callable[[bytes], None]]) -> Iterator[tuple[Source, str]]:
         """(source, line) of every line that is not empty."""
-        self.empty_lines = 0
+        self.dropped.clear()
         for source in self.sources:
             for _, line in read_lines(source.path, stop=source.bytes, observe=observe(source)):
                 if line.strip():
                     yield source, line
                 else:
-                    self.empty_lines += 1
+                    self.dropped[EMPTY] += 1
+
+    @cached_property
+    def _held_out_rows(self) -> set[int]:
+        """Hashes of the rows of a held-out source, which are in no training row; 8 bytes stand for each."""
+        rows: set[int] = set()
+        if self.data.format in ROW_FORMATS:
+            for source in self.sources:
+                if source.held_out:
+                    rows.update(_row_hash(line) for _, line in read_lines(source.path, stop=source.bytes))
+        return rows
 
     def _rows(self, observe: Callable[[Source], Callable[[bytes], None]]) -> Iterator[tuple[bool, str]]:
         """(held out, line): by a hash of the line, so adding rows moves none, and equal rows stay together."""
         lines = self._lines(observe)
         first = list(itertools.islice(lines, FEWEST_ROWS))
         share = self.share if len(first) == FEWEST_ROWS else 0.0
+        known = self._held_out_rows
         for source, line in itertools.chain(first, lines):
-            digest = hashlib.blake2b(line.encode(), digest_size=8).digest() if share else b""
-            yield source.held_out or int.from_bytes(digest, "big") < share * 2**64, line
+            number = _row_hash(line) if share or known else 0
+            if number in known and not source.held_out:
+                self.dropped[HELD_OUT] += 1
+                continue
+            yield source.held_out or number < share * 2**64, line
 
     def _training_texts(self, *, everything: bool) -> Iterator[str]:
         """What a tokenizer is trained on: all text, or the training part, evenly thinned out if it is long."""
@@ -167,19 +185,23 @@ class Build:
             return self._write(tokenizer)
         if not train.counts["examples"]:
             names = ", ".join(str(source.path) for source in self.sources[:3])
+            dropped = [f"{self.dropped[EMPTY]:,} empty lines"]
+            dropped += [f"{count:,} {why}" for why, count in self.dropped.items() if why != EMPTY]
             raise LinnetError(
-                f"{names}: there is no text to train on ({self.empty_lines:,} empty lines); check data.source."
+                f"{names}: there is no text to train on ({', '.join(dropped)}); check data.source."
             )
         return self._finish(train, held_out)
 
     def _finish(self, train: StoreWriter, held_out: StoreWriter) -> None:
+        if leaked := self.dropped[HELD_OUT]:
+            self.notes.append(f"{leaked:,} training rows are left out: each is equal to a held-out row.")
         shared = {"format": self.data.format, "notes": self.notes}
         fingerprint = ""
         if held_out.counts["examples"]:
             fingerprint = held_out.finish(extra={**shared, "notes": []})
         else:
             files.remove_folder(held_out.folder)
-            if self.share:
+            if self.share or isinstance(self.data.validation, str):
                 self.notes.append(f"No evaluation: {self._why_nothing_is_held_out(train)}.")
         known = zip(self.sources, self.hashes, strict=True)
         sources = [
@@ -192,12 +214,13 @@ class Build:
             }
             for s, sha256 in known
         ]
-        dropped = {"empty line": self.empty_lines} if self.empty_lines else {}
-        extra = {"config": self.config, "sources": sources, "dropped": dropped, "quarantined": 0}
+        extra = {"config": self.config, "sources": sources, "dropped": self.dropped, "quarantined": 0}
         train.finish(extra={**shared, **extra, "validation_fingerprint": fingerprint})
 
     def _why_nothing_is_held_out(self, train: StoreWriter) -> str:
         rows = train.counts["rows"]
+        if isinstance(self.data.validation, str):
+            return f"data.validation={self.data.validation} holds no text"
         if self.data.format not in ROW_FORMATS:
             return f"data.validation={self.data.validation} of so short a text is nothing"
         if rows < FEWEST_ROWS:
@@ -256,6 +279,10 @@ class Build:
                 part.counts["rows"] += len(examples)
                 part.counts["bytes"] += _text_bytes(examples)
         self.hashes += [digest.hexdigest() for digest in digests.values()]
+
+
+def _row_hash(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
 
 
 def _text_bytes(examples: list[Example]) -> int:

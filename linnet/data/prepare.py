@@ -8,6 +8,7 @@ How    A store fits if its settings and its source files (size and time, or else
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,10 @@ def prepare(
         DiskError: the disk is full. What was in `folder` before is still there.
         RunLockedError: another process prepares the same folder.
     """
-    with files.Lock(folder.parent / f".{folder.name}.lock"):
-        files.repair_folder(folder)
+    place = folder.resolve()  # "." has no name of its own
+    _refuse_foreign(place, shown=folder)
+    with files.Lock(place.parent / f".{place.name}.lock"):
+        files.repair_folder(place)
         notes: list[str] = []
         sources = _sources(data, notes.append)
         given = tokenizer_from or _given_tokenizer(tokenizer)
@@ -55,7 +58,12 @@ def prepare(
         store, reason = _fitting_store(folder, sources, config)
         if store:
             return store
-        with files.new_folder(folder) as new:
+        if Path.cwd().is_relative_to(place):
+            raise LinnetError(
+                f"data.prepared={folder} is the folder that you are in, and would be replaced; name one below it: "
+                "data.prepared=prepared."
+            )
+        with files.new_folder(place) as new:
             build = Build(new, data=data, sources=sources, config=config, notes=notes, progress=progress)
             build.run(given, tokenizer)
         store = Store.open(folder, verify=False)
@@ -64,11 +72,36 @@ def prepare(
 
 
 def _sources(data: DataConfig, say: Callable[[str], None]) -> list[Source]:
-    named = [(path, False) for path in find_files(data.source, say=say)]
+    """The files of both keys, those to train on first; a file that both name is only held out."""
+    held_out: list[Path] = []
     if isinstance(data.validation, str):
-        named += [(path, True) for path in find_files(data.validation, say=say)]
-    stats = [(path, path.stat(), held_out) for path, held_out in named]
-    return [Source(path, stat.st_size, stat.st_mtime_ns, held_out) for path, stat, held_out in stats]
+        _refuse_share(data.validation)
+        held_out = find_files(data.validation, key="data.validation", say=say)
+    named = find_files(data.source, say=say)
+    twice = {path.resolve() for path in held_out}
+    train = [path for path in named if path.resolve() not in twice]
+    if not train:
+        raise LinnetError(
+            f"data.validation={data.validation} holds out every file of data.source={data.source}, so nothing is left "
+            "to train on; name other files, or a share: data.validation=0.1."
+        )
+    if both := len(named) - len(train):
+        say(
+            f"{both} {'file' if both == 1 else 'files'} of data.source, named by data.validation as well, "
+            f"{'is' if both == 1 else 'are'} held out and not trained on."
+        )
+    stats = [(path, path.stat(), False) for path in train] + [(path, path.stat(), True) for path in held_out]
+    return [Source(path, stat.st_size, stat.st_mtime_ns, is_out) for path, stat, is_out in stats]
+
+
+def _refuse_share(validation: str) -> None:
+    """Raise where a text, like "10%" or "0,1", means a share and not a file."""
+    found = re.fullmatch(r"\s*(\d*[.,]?\d+)\s*(%?)\s*", validation)
+    if not found or Path(validation).exists():
+        return
+    share = float(found[1].replace(",", ".")) / (100 if found[2] else 1)
+    meant = f"data.validation={share:g}" if share < 1 else "a number below 1, as in data.validation=0.1"
+    raise LinnetError(f"data.validation={validation} is no file; a share is written as a number: {meant}.")
 
 
 def _given_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
@@ -81,30 +114,32 @@ def _config(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizer | Non
     kind = (
         given.fingerprint if given else "char" if tokenizer.name == "char" else f"bpe {tokenizer.vocab_size}"
     )
-    share = "own source" if isinstance(data.validation, str) else data.validation
+    share = "own source, not trained on" if isinstance(data.validation, str) else data.validation
     return {"format": data.format, "validation": share, "columns": data.columns, "tokenizer": kind}
 
 
-def _fitting_store(folder: Path, sources: list[Source], config: dict[str, Any]) -> tuple[Store | None, str]:
-    """The store in `folder` if it fits; else None and, where that is worth a note, why not.
+def _refuse_foreign(place: Path, *, shown: Path) -> None:
+    """Raise where `place` holds something that is not ours, which must not be replaced."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        if files.read_manifest(place).get("kind") == KIND:
+            return
+    except LinnetError:
+        if (place / "tokens.bin").is_file():
+            return  # A damaged store.
+    what = "is not empty and holds no prepared data" if place.is_dir() else "is a file"
+    raise LinnetError(f"{shown} {what}; set data.prepared to another folder.")
 
-    Raises:
-        LinnetError: the folder holds something that is not ours, which must not be replaced.
-    """
+
+def _fitting_store(folder: Path, sources: list[Source], config: dict[str, Any]) -> tuple[Store | None, str]:
+    """The store in `folder` if it fits; else None and, where that is worth a note, why not."""
     if not folder.exists() or not any(folder.iterdir()):
         return None, ""
     try:
         manifest = files.read_manifest(folder)
     except LinnetError as error:
-        if not (folder / "tokens.bin").is_file():
-            raise LinnetError(
-                f"{folder} is not empty and holds no prepared data; set data.prepared to another folder."
-            ) from error
         return None, f"Prepared again, since {error}"
-    if manifest.get("kind") != KIND:
-        raise LinnetError(
-            f"{folder} holds something else than prepared data; set data.prepared to another folder."
-        )
     if not same_json(manifest["config"], config) or not _same_sources(manifest["sources"], sources):
         return None, ""
     try:

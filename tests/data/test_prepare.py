@@ -134,6 +134,62 @@ def test_a_source_of_its_own_is_held_out_whole(tmp_path: Path, form: str) -> Non
     assert store.validation.tokens[0] == store.validation.tokens[-1] == store.end_of_text
 
 
+@pytest.mark.parametrize("source", ["notes", "notes/*.txt", ["notes/a.txt", "notes/val.txt"]])
+def test_a_file_that_both_keys_name_is_held_out_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | list[str]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("training text")
+    (tmp_path / "notes" / "val.txt").write_text("held out")
+    (tmp_path / "link").symlink_to(tmp_path / "notes" / "val.txt")
+    monkeypatch.chdir(tmp_path)
+    for validation in ("notes/val.txt", "link"):
+        store = make_store(tmp_path, source=source, format="text", validation=validation)
+        assert store.validation is not None
+        assert (texts_of(store), texts_of(store.validation)) == (["training text"], ["held out"])
+        assert store.notes == [
+            "1 file of data.source, named by data.validation as well, is held out and not trained on."
+        ]
+    with pytest.raises(LinnetError, match="holds out every file of"):
+        make_store(tmp_path, source=source, format="text", validation="notes")
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_training_rows_that_are_equal_to_held_out_rows_are_dropped(tmp_path: Path, tokenizer: str) -> None:
+    test = tmp_path / "test.txt"
+    test.write_text("shared zzzz\r\n\nonly here\nshared zzzz\n")
+    rows = ["one", "shared zzzz", "", "two", "shared zzzz ", "shared zzzz", "three"]
+    store = lines_store(tmp_path, rows, validation=str(test), tokenizer=tokenizer)
+    assert store.validation is not None
+    assert texts_of(store) == ["one", "two", "shared zzzz ", "three"]
+    assert texts_of(store.validation) == ["shared zzzz", "only here", "shared zzzz"]
+    assert store.manifest["dropped"] == {"empty line": 2, "equal to a held-out row": 2}
+    assert "2 training rows are left out: each is equal to a held-out row." in store.notes
+    with pytest.raises(LinnetError, match=r"no text to train on .1 empty lines, 1 equal to a held-out row"):
+        lines_store(tmp_path, ["only here"], validation=str(test))
+    test.write_text("\n \n")
+    blank = lines_store(tmp_path, rows, validation=str(test))
+    assert (blank.validation, len(texts_of(blank))) == (None, 6)
+    assert any("holds no text" in note for note in blank.notes)
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ("missing.txt", r"There is no missing.txt .*; check the path in data.validation\."),
+        ("10%", r"data.validation=10% is no file; .* data.validation=0.1\."),
+        (" 2.5 %", r"data.validation=0.025\."),
+        ("0,2", r"data.validation=0.2\."),
+        ("100%", r"a number below 1, as in data.validation=0.1\."),
+        ("hf:owner/name", "data.validation=hf:owner/name"),
+    ],
+)
+def test_a_wrong_held_out_source_is_named_by_its_key(tmp_path: Path, validation: str, words: str) -> None:
+    with pytest.raises(LinnetError, match=words) as caught:
+        lines_store(tmp_path, ["one", "two"], validation=validation)
+    assert "data.source" not in str(caught.value)
+
+
 def test_the_held_out_text_teaches_a_bpe_nothing(tmp_path: Path) -> None:
     store = text_store(tmp_path, "aaaa bbbb " * 90 + "zzzz " * 180, validation=0.5, tokenizer="bpe")
     tokenizer = store.tokenizer()
@@ -240,6 +296,27 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(LinnetError, match=r"set data\.prepared to another folder"):
         text_store(tmp_path, "some text")
     assert (tmp_path / "store" / "thesis.txt").read_text() == "three years of work"
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    data = DataConfig(source=str(tmp_path / "a.txt"), validation=0.0)
+    for name, words in (
+        ("full", "not empty and holds no prepared data"),
+        ("empty", "the folder that you are in"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / "full" / "thesis.txt").write_text("three years of work")
+        monkeypatch.chdir(tmp_path / name)
+        for folder in (Path(), Path("../empty/..") / name):
+            with pytest.raises(LinnetError, match=words):
+                prepare(data, TokenizerConfig(name="char"), folder=folder)
+    assert {path.name for path in (tmp_path / "full").iterdir()} == {"thesis.txt"}
+    with pytest.raises(LinnetError, match="is a file"):
+        prepare(data, TokenizerConfig(name="char"), folder=tmp_path / "a.txt")
+    made = prepare(data, TokenizerConfig(name="char"), folder=tmp_path / "store")
+    monkeypatch.chdir(tmp_path / "store")
+    assert prepare(data, TokenizerConfig(name="char"), folder=Path()).fingerprint == made.fingerprint
 
 
 def test_a_given_tokenizer_is_taken(tmp_path: Path) -> None:
