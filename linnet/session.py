@@ -313,10 +313,12 @@ def changes_since(checkpoint: Checkpoint, *, recipe: Recipe, store: Store) -> li
     changes = compare_recipes(recipe_of(checkpoint), recipe)
     keys = {change.key for change in changes}
     # A tokenizer that is trained on the data changes with it; then the data is what to name.
-    if state["data"] != store.fingerprint and not keys & {"data.source", "data.format", "tokenizer.name"}:
+    names = ("bpe", "char", "auto") if recipe.model.init_from == SCRATCH else ("bpe", "char")
+    if recipe.tokenizer.name not in names and state["tokenizer"] != store.tokenizer().fingerprint:
+        if "tokenizer.name" not in keys:
+            changes.append(Change("tokenizer.name (its content)", "another one", recipe.tokenizer.name))
+    elif state["data"] != store.fingerprint and not keys & {"data.source", "data.format", "tokenizer.name"}:
         changes.append(Change("data.source (its content)", state["data"][:12], store.fingerprint[:12]))
-    elif state["tokenizer"] != store.tokenizer().fingerprint and "tokenizer.name" not in keys:
-        changes.append(Change("tokenizer.name (its content)", "another one", recipe.tokenizer.name))
     return changes
 
 
