@@ -21,8 +21,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from linnet import files
-from linnet.errors import LinnetError
-from linnet.hub import snapshot
+from linnet.errors import DiskError, LinnetError
+from linnet.hub import missing_tokenizer, snapshot
 
 END_OF_TEXT = "<|endoftext|>"
 HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -238,8 +238,7 @@ def _control(token: str) -> AddedToken:
 def _with_special(inner: tokenizers.Tokenizer, contents: set[str]) -> tokenizers.Tokenizer:
     """`inner` with the tokens `contents` marked as special; a copy where one of them is not yet.
 
-    `encode_special_tokens` keeps only tokens with this mark from being found in a text, and files exist whose end
-    token has none.
+    Only tokens with this mark are kept from being found in a text, and files exist whose end token has none.
     """
     marked = {t.content for t in inner.get_added_tokens_decoder().values() if t.special}
     if contents <= marked:
@@ -248,8 +247,9 @@ def _with_special(inner: tokenizers.Tokenizer, contents: set[str]) -> tokenizers
     for token in layout["added_tokens"]:
         token["special"] |= token["content"] in contents
     for content in sorted(contents - {token["content"] for token in layout["added_tokens"]}):
-        entry = {"id": inner.token_to_id(content), "content": content, "special": True, "normalized": False}
-        layout["added_tokens"].append({**entry, "single_word": False, "lstrip": False, "rstrip": False})
+        off = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+        entry = {"id": inner.token_to_id(content), "content": content, "special": True, **off}
+        layout["added_tokens"].append(entry)
     layout["added_tokens"].sort(key=lambda token: int(token["id"]))
     return tokenizers.Tokenizer.from_str(json.dumps(layout))
 
@@ -288,10 +288,9 @@ def _surrogate_message(texts: Sequence[str]) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            code = ord(text[error.start])
             return (
-                f"The text holds half a character (U+{code:04X}, a lone surrogate) at position {error.start}; "
-                "it cannot be written as UTF-8: remove it."
+                f"The text holds half a character, the lone surrogate U+{ord(text[error.start]):04X}, at position "
+                f"{error.start}; it cannot be written as UTF-8: remove it."
             )
     return "A text must be a string."
 
@@ -343,12 +342,9 @@ def load_tokenizer(name: str) -> Tokenizer:
                 return Tokenizer.load(place)
         return Tokenizer.load(folder)
     try:
-        return Tokenizer.load(snapshot(name, patterns=HUB_FILES, complete=_has_tokenizer))
+        return Tokenizer.load(snapshot(name, patterns=HUB_FILES, missing=missing_tokenizer))
+    except DiskError:
+        raise
     except LinnetError as error:
-        raise LinnetError(
-            f"The tokenizer {name}: {error} Offline, set tokenizer.name to a folder with tokenizer.json, or to bpe."
-        ) from error
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in ("tokenizer.json", "merges.txt"))
+        advice = "Offline, set tokenizer.name to a folder with tokenizer.json, or to bpe."
+        raise LinnetError(f"The tokenizer {name}: {error} {advice}") from error

@@ -1,11 +1,13 @@
 """Models and tokenizers from the hub, with the real client against a hub on this machine."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import save_model
@@ -27,10 +29,15 @@ def publish(folder: Path) -> None:
     (folder / "onnx" / "config.json").write_text("{}")
 
 
-def linnet(*words: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+def linnet(
+    *words: str, home: Path, endpoint: str, largest_file: int | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command; huggingface_hub reads its settings when it is imported, hence a process of its own."""
     env = os.environ | {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint}
-    command = [sys.executable, "-m", "linnet", *words]
+    code = "from linnet.cli import main; main()"
+    if largest_file is not None:
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); {code}"
+    command = [sys.executable, "-c", code, *words]
     return subprocess.run(
         command, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=False
     )
@@ -52,6 +59,53 @@ def test_gpt2_comes_from_the_hub_once_and_then_from_the_cache(tmp_path: Path, pl
     assert "model.safetensors" in fetched
     for never in ("pytorch_model.bin", "modeling.py", "onnx/", "telemetry", "agent"):
         assert never not in fetched
+
+
+def test_an_interrupted_download_is_completed(tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "someone" / "tiny"
+    publish(place)
+    weights = load_file(place / "model.safetensors")
+    names = sorted(weights)
+    shards = {f"model-0000{n + 1}-of-00002.safetensors": names[n::2] for n in (0, 1)}
+    for shard, held in shards.items():
+        save_file({name: weights[name] for name in held}, place / shard)
+    (place / "model.safetensors").unlink()
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    words = ("generate", "someone/tiny", "The linnet", "--max-new-tokens", "4", "--temperature", "0")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        first = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+        assert first.returncode == 0, first.stderr
+        (snapshot,) = (tmp_path / "hf" / "hub").glob("models--*/snapshots/*")
+        for lost in (*shards, "tokenizer.json", "config.json"):
+            (snapshot / lost).unlink()
+            again = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+            assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+            assert (snapshot / lost).is_file()
+    (snapshot / next(iter(shards))).unlink()
+    offline = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
+    assert offline.returncode == 1
+    assert "Traceback" not in offline.stderr
+
+
+def test_a_repository_without_weights_says_so(tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "someone" / "tiny"
+    publish(place)
+    (place / "model.safetensors").unlink()
+    with LoopbackHub(tmp_path / "hub") as hub:
+        failed = linnet("generate", "someone/tiny", home=tmp_path, endpoint=hub.endpoint)
+    assert failed.returncode == 1
+    assert "lacks model.safetensors" in failed.stderr.replace("\n", " ")
+
+
+def test_a_download_that_the_disk_cannot_take_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    publish(tmp_path / "hub" / "someone" / "tiny")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        failed = linnet("generate", "someone/tiny", home=tmp_path, endpoint=hub.endpoint, largest_file=4096)
+    assert failed.returncode == 4, failed.stderr
+    message = " ".join(failed.stderr.split())
+    assert "The file is larger than the system allows" in message
+    assert "the hub did not give it" not in message
 
 
 def test_fine_tuning_takes_model_and_tokenizer_from_the_hub(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "config": {"errors"},
     "device": {"errors"},
-    "hub": {"errors"},
+    "hub": {"errors", "files"},
     "tokenizer": {"errors", "files", "hub"},
     "model": BASE | {"tokenizer", "hub"},
     "track": BASE,

@@ -22,11 +22,10 @@ from torch import Tensor
 from linnet import files
 from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
+from linnet.model.resolve import INDEX, WEIGHTS
 from linnet.model.resolve import resolve_model as resolve_model
 from linnet.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Old files hold the causal mask as a buffer beside each attention; it is no weight.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 # transformers keeps these as Conv1D [in, out], nn.Linear as [out, in].

@@ -5,11 +5,14 @@ How: folders come first; a name on the hub is looked up in Hugging Face's cache 
 worked once works offline. Only files that cannot be code are downloaded.
 """
 
+import json
 from pathlib import Path
 
-from linnet.errors import LinnetError
-from linnet.hub import snapshot
+from linnet.errors import DiskError, LinnetError
+from linnet.hub import missing_tokenizer, snapshot
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # None of these can be code.
 
 
@@ -33,7 +36,9 @@ def resolve_model(name: str | Path) -> Path:
     if folder.exists():
         raise LinnetError(f"{folder} is a file; name the model folder that it lies in.")
     try:
-        return snapshot(str(name), patterns=HUB_FILES, complete=_has_model)
+        return snapshot(str(name), patterns=HUB_FILES, missing=_missing)
+    except DiskError:
+        raise
     except LinnetError as error:
         raise LinnetError(
             f"{error} Check the name; offline, copy config.json, model.safetensors and tokenizer.json into a folder "
@@ -41,5 +46,20 @@ def resolve_model(name: str | Path) -> Path:
         ) from error
 
 
-def _has_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+def _missing(folder: Path) -> str:
+    """The first file that a model in Hugging Face's cache lacks: a shard, say, after an interrupted download."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    return _missing_weights(folder) or missing_tokenizer(folder)
+
+
+def _missing_weights(folder: Path) -> str:
+    if (folder / WEIGHTS).is_file():
+        return ""
+    try:
+        shards = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+        return next((str(shard) for shard in shards if not (folder / str(shard)).is_file()), "")
+    except FileNotFoundError:
+        return WEIGHTS
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"a readable {INDEX}"
