@@ -15,15 +15,19 @@ from rich.table import Table
 from rich.text import Text
 from torch.profiler import ProfilerActivity, profile
 
+from linnet.generate.text import Characters
 from linnet.model.loss import next_token_loss
 from linnet.track.plots import plot_run
 from linnet.training.loop import Looks, train
 
 if TYPE_CHECKING:
+    from linnet.data.batches import Batch
     from linnet.run import RunFolder
     from linnet.session import Session
+    from linnet.tokenizer import Tokenizer
     from linnet.training.checkpoint import Checkpoint
 
+SHOWN_ROWS = 3
 PROFILED_STEPS = 5
 PHASES = ("batch", "forward", "backward", "clip", "update")  # The loop's own labels.
 
@@ -63,24 +67,38 @@ def _held_out(session: Session) -> tuple[str, str]:
 
 
 def show_first_batch(session: Session) -> None:
-    """Decode the first row of the first batch: green is learned, the rest is read only."""
+    """Decode the first rows of the first batch: green is learned, the rest is read only."""
     batch = session.batches(0)
-    text, start = Text(), 0
-    for length in batch.lengths[0]:
-        targets = batch.targets[0, start : start + length].tolist()
-        learned = batch.learn[0, start : start + length].tolist()
-        for token, learn in zip(targets, learned, strict=True):
-            piece = "⏹\n" if token == session.tokenizer.end_of_text else session.tokenizer.decode([token])
-            text.append(piece, style="green" if learn else "dim")
-        start += length
     console = Console()
     rows, size = batch.ids.shape
+    shown = min(rows, SHOWN_ROWS)
     console.print(
         f"The first batch: {rows} rows of {size}, {batch.tokens:,} tokens, {batch.weight:,.0f} of them learned. "
-        "Its first row (green is learned, ⏹ is end-of-text):",
+        f"{'Its only row' if rows == 1 else f'Its first {shown} rows'} (green is learned, ⏹ is end-of-text):",
         highlight=False,
     )
-    console.print(text)
+    for row in range(shown):
+        console.print(f"row {row + 1}", style="bold")
+        console.print(_row_text(batch, row, session.tokenizer))
+
+
+def _row_text(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
+    """What is to be predicted in a row. A character of several tokens has the style of the last of them."""
+    text, start = Text(), 0
+    for length in batch.lengths[row]:
+        targets = batch.targets[row, start : start + length].tolist()
+        learned = batch.learn[row, start : start + length].tolist()
+        characters, style = Characters(tokenizer), ""
+        for token, learn in zip(targets, learned, strict=True):
+            style = "green" if learn else "dim"
+            if token == tokenizer.end_of_text:
+                text.append(characters.finish() + "⏹\n", style=style)
+                characters = Characters(tokenizer)
+            else:
+                text.append(characters.feed(token), style=style)
+        text.append(characters.finish(), style=style)
+        start += length
+    return text
 
 
 def show_profile(session: Session) -> None:
