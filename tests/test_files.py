@@ -168,15 +168,6 @@ def test_an_exception_leaves_the_old_folder_and_no_leftovers(tmp_path: Path) -> 
     assert tree(tmp_path) == {f"model/{name}": data for name, data in OLD.items()}
 
 
-def test_publish_refuses_a_name_that_is_taken(tmp_path: Path) -> None:
-    fill(tmp_path / "store", OLD)
-    new = files.temporary_folder(tmp_path / "store")
-    fill(new, NEW)
-    with pytest.raises(OSError, match=r"not empty|exists"):
-        files.publish(new, tmp_path / "store")
-    assert tree(tmp_path / "store") == OLD
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name a descriptor")
 def test_all_bytes_are_synced_before_their_name_appears(tmp_path: Path) -> None:
     """A crash of the machine, not only of the process: whatever a visible name shows must have been synced."""

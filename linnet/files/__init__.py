@@ -6,7 +6,7 @@ left. Two rules carry everything: bytes are synced before the name that makes th
 appears or disappears by one rename.
 
 How: `with new_folder(final) as folder:` fills a hidden folder and then gives it its name, in the place of an
-older one if there is one (`temporary_folder`, `publish`, `replace_folder` are its parts). `write_file` and
+older one if there is one (`temporary_folder`, `replace_folder` are its parts). `write_file` and
 `write_json` replace one file whole. `Writer` and `write_safetensors` write straight to their path: use them
 inside such a folder. Whoever opens a folder that is replaced calls `repair_folder` first, under the `Lock`.
 What a crash leaves has a hidden name (`.name.tmp`, `.name.old`, `.name.removed`) and is cleared later.
@@ -15,7 +15,6 @@ What a crash leaves has a hidden name (`.name.tmp`, `.name.old`, `.name.removed`
 from linnet.files.folders import (
     make_folder,
     new_folder,
-    publish,
     remove_folder,
     remove_leftovers,
     repair_folder,
@@ -37,7 +36,6 @@ __all__ = [
     "json_bytes",
     "make_folder",
     "new_folder",
-    "publish",
     "read_manifest",
     "remove_folder",
     "remove_leftovers",

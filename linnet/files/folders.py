@@ -25,21 +25,13 @@ def make_folder(path: Path) -> None:
 
 
 def temporary_folder(final: Path) -> Path:
-    """An empty hidden folder beside `final`, to be filled and published; clears what a crash left there."""
+    """An empty hidden folder beside `final`, to be filled and given its name; clears what a crash left there."""
     make_folder(final.parent)
     repair_folder(final)
     temporary = _hidden(final, ".tmp")
     with disk_errors(temporary):
         operations.mkdir(temporary)
     return temporary
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Give a complete folder its name: sync all of it, rename it, sync the parent. `final` must not exist."""
-    with disk_errors(final):
-        _sync_tree(temporary)
-        operations.rename(temporary, final)
-        operations.sync(final.parent)
 
 
 def replace_folder(new: Path, final: Path) -> None:

@@ -52,14 +52,6 @@ class GPT2Config:
         return self.vocab_size * c + self.n_positions * c + self.n_layer * block + 2 * c
 
 
-SIZES: dict[str, GPT2Config] = {
-    "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),  # 124 M weights
-    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),  # 355 M
-    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),  # 774 M
-    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),  # 1,558 M
-}
-
-
 class KVCache:
     """Keys and values of the tokens seen so far, with room for `size` positions, allocated once.
 

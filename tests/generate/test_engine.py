@@ -9,10 +9,10 @@ import transformers
 from linnet.errors import LinnetError, UsageError
 from linnet.generate.engine import Model, window_start
 from linnet.generate.sampling import Sampling, next_token
-from linnet.model.gpt2 import GPT2, SIZES, GPT2Config
+from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model, save_model
 from linnet.tokenizer import Tokenizer, train_bpe, train_char
-from tests.model.examples import TEXT, tiny, tokenizer
+from tests.model.examples import SIZES, TEXT, tiny, tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BASE_30M, GPT2_TOKENIZER = DATA / "base-30m", DATA / "gpt2-tokenizer"

@@ -15,6 +15,15 @@ TEXT = (
 ) * 3
 
 
+# The published sizes; 124, 355, 774 and 1,558 million weights.
+SIZES = {
+    "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+}
+
+
 def tiny(seed: int = 0, **changes: int) -> GPT2:
     """A random GPT-2 of two layers, larger than life: at 0.02 all its scores would be nearly equal."""
     shape = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4} | changes

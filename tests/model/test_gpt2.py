@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from linnet.model.gpt2 import GPT2, SIZES, GPT2Config, KVCache
-from tests.model.examples import packed, tiny
+from linnet.model.gpt2 import GPT2, GPT2Config, KVCache
+from tests.model.examples import SIZES, packed, tiny
 
 PUBLISHED_SIZES = {
     "gpt2": 124_439_808,

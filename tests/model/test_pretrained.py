@@ -10,11 +10,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from linnet.errors import LinnetError
-from linnet.model.gpt2 import GPT2, SIZES
+from linnet.model.gpt2 import GPT2
 from linnet.model.pretrained import load_model, published_weights, save_model
 from linnet.model.resolve import resolve_model
 from linnet.tokenizer import Tokenizer
-from tests.model.examples import tiny, tokenizer
+from tests.model.examples import SIZES, tiny, tokenizer
 
 BASE_30M = Path(__file__).parents[3] / "shared" / "data" / "base-30m"
 IDS = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(3))
