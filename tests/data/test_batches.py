@@ -206,6 +206,39 @@ def test_a_text_shorter_than_a_block_says_what_to_set(tmp_path: Path) -> None:
         Batches(store, block_size=64, batch_size=1, seed=0)
 
 
+@pytest.mark.parametrize("block_size", range(1, 8))
+@pytest.mark.parametrize("form", ["text", "lines"])
+def test_the_shortest_blocks_train_on_each_pair(tmp_path: Path, form: str, block_size: int) -> None:
+    """60 letters with everything "auto" end in blocks of a few tokens; a quarter block is then 0 or 1."""
+    words = ["The linnet", "sings in the hedge,", "a", "and learns its song by listening."]
+    store = text_store(tmp_path, " ".join(words)) if form == "text" else lines_store(tmp_path, words)
+    learned_once = Counter(
+        t
+        for i, t in enumerate(store.tokens.tolist())
+        if i not in set(np.asarray(store.examples)[:-1].tolist())
+    )
+    batches = Batches(store, block_size=block_size, batch_size=1, seed=1)
+    assert batches.rows_per_epoch >= store.pairs // block_size > 0
+    epoch = [batches(step) for step in range(batches.rows_per_epoch)]
+    for batch in epoch:
+        assert batch.ids.shape == (1, block_size)
+        check(store, batch)
+    learned = Counter(t for batch in epoch for t in batch.targets[batch.learn].tolist())
+    missing = learned_once - learned
+    assert not learned - learned_once
+    assert missing.total() == (store.pairs % block_size if form == "text" else 0)
+    found = list(validation_batches(store, block_size=block_size, batch_size=2, max_tokens=10**6))
+    assert Counter(t for b in found for t in b.targets[b.learn].tolist()) == learned_once
+    few = list(validation_batches(store, block_size=block_size, batch_size=2, max_tokens=3))
+    assert 0 < sum(batch.tokens for batch in few) <= 3
+
+
+def test_a_text_of_one_letter_has_a_batch(tmp_path: Path) -> None:
+    store = text_store(tmp_path, "x")
+    batch = Batches(store, block_size=1, batch_size=8, seed=1)(3)
+    assert (batch.tokens, batch.weight) == (8, 8.0)
+
+
 @pytest.mark.parametrize("form", ["text", "lines"])
 @pytest.mark.parametrize("block_size", [7, 64])
 def test_validation_covers_each_pair_once(form: str, block_size: int, request: pytest.FixtureRequest) -> None:
