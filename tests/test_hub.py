@@ -78,7 +78,7 @@ def test_an_interrupted_download_is_completed(tmp_path: Path) -> None:
         first = linnet(*words, home=tmp_path, endpoint=hub.endpoint)
         assert first.returncode == 0, first.stderr
         (snapshot,) = (tmp_path / "hf" / "hub").glob("models--*/snapshots/*")
-        for lost in (*shards, "tokenizer.json", "config.json"):
+        for lost in (list(shards)[1], "tokenizer.json"):
             (snapshot / lost).unlink()
             # The list of a repository's files, which only newer clients keep, and no cache that they did not fill.
             shutil.rmtree(snapshot.parents[1] / "trees", ignore_errors=True)
