@@ -19,7 +19,7 @@ from linnet.config import Recipe
 from linnet.data.batches import Batches, Store
 from linnet.data.prepare import prepare
 from linnet.device import Choice
-from linnet.errors import LinnetError
+from linnet.errors import DiskError, LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
@@ -37,6 +37,8 @@ def initial_model(recipe: Recipe) -> Path | None:
         return None
     try:
         return resolve_model(recipe.model.init_from)
+    except DiskError:
+        raise
     except LinnetError as error:
         raise LinnetError(
             f"model.init_from: {error} Or start from nothing with model.init_from=scratch."
