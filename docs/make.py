@@ -42,7 +42,9 @@ def commands_page() -> str:
     """The help text of every verb."""
     os.environ |= {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}
     lines = ["# The commands", "", "This page is generated from `--help` by `make docs`."]
-    verbs = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    verbs = [
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    ]
     for words in [[], *([verb] for verb in verbs)]:
         shown = " ".join(["linnet", *words])
         text = CliRunner().invoke(app, [*words, "--help"], prog_name="linnet", terminal_width=100).output
