@@ -29,14 +29,14 @@ def run_demo(run: Path) -> None:
         print(
             f"\n--- what it writes {title} (step {row['step']:,}) ---\n{printable(row['prompt'] + row['text'])}"
         )
-    print(
-        f"""
-Go on with:
-  linnet generate {run} "Return a new list" --seed 1    more text
-  linnet runs {run.parent}                                     how the training went
-  linnet train scratch data.source=FILE              the same with a text of your own
-  linnet train lines data.source=data.txt            fine-tune a published GPT-2 on your lines"""
-    )
+    commands = {
+        f'linnet generate {run} "Return a new list" --seed 1': "more text",
+        f"linnet runs {run.parent}": "how the training went",
+        "linnet train scratch data.source=FILE": "the same with a text of your own",
+        "linnet train lines data.source=data.txt": "fine-tune a published GPT-2 on your lines",
+    }
+    width = max(map(len, commands))
+    print("\nGo on with:", *(f"  {command:{width}}  {what}" for command, what in commands.items()), sep="\n")
 
 
 def chosen(rows: list[Row]) -> list[Row]:

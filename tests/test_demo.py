@@ -36,7 +36,7 @@ def test_the_demo_learns_to_write_documentation(tmp_path: Path) -> None:
     assert (run / "loss.png").is_file()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    assert losses[-1] < 0.55 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     samples = [json.loads(line)["text"] for line in (run / "samples.jsonl").read_text().splitlines()]
     corpus = "".join(path.read_text() for path in (tmp_path / "prepared" / "demo-corpus").glob("*.txt"))
     assert share_of_known_words(samples[-1], corpus) > 0.8
