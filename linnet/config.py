@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"
 
 Auto = Literal["auto"]
+OptimizerName = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 
 class Part(BaseModel):
@@ -87,7 +89,7 @@ class TrainConfig(Part):
     """Rows computed at once; auto: what fits. It never changes the result beyond rounding."""
     block_size: int | Auto = "auto"
     """Tokens in a row; auto: the longest example (row formats), or what the text and the model allow."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """`adamw`, or `muon` for the blocks' matrices with AdamW for the rest."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak of the learning rate."""
@@ -99,7 +101,7 @@ class TrainConfig(Part):
     """Steps over which the learning rate rises to its peak."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 leaves it as it is."""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """Shape of the learning rate after the warm-up; `wsd` is warm-up, stable, decay over the last 40 %."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the products; master weights and optimizer state are always fp32."""

@@ -26,10 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from linnet.config import OptimizerName
 from linnet.errors import LinnetError
 from linnet.training.newton_schulz import POLAR_EXPRESS, Coefficients, orthogonalize, product_precision
-
-OptimizerName = Literal["adamw", "muon"]
 
 ADAM_BETAS = (0.9, 0.99)
 ADAM_EPSILON = 1e-8

@@ -10,9 +10,10 @@ How:  linear warmup, then one of
 """
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
-Schedule = Literal["cosine", "linear", "wsd", "constant"]
+from linnet.config import Schedule
+
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 # Last part of a wsd run in which the rate falls. See "wsd" in LOG.md for the shares tried.
