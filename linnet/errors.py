@@ -11,6 +11,10 @@ class LinnetError(ValueError):
     exit_code = 1
 
 
+class FormatVersionError(LinnetError):
+    """Something on disk was written by another version of Linnet; it is whole, so it must not count as damaged."""
+
+
 class UsageError(LinnetError):
     """A wrong command line: an unknown key, a value of the wrong type."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linnet.errors import LinnetError
+from linnet.errors import FormatVersionError, LinnetError
 from linnet.files.single import json_bytes, sha256_file, write_json
 
 FORMAT_VERSION = 1
@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not intact:
         raise LinnetError(f"{path} is damaged: it is not what was written (sha256).")
     if version != FORMAT_VERSION:
-        raise LinnetError(
+        raise FormatVersionError(
             f"{path} has the format version {version}; this Linnet reads {FORMAT_VERSION}: update it."
         )
     return dict(manifest)

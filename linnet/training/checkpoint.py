@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from linnet import files
-from linnet.errors import DiskError, LinnetError
+from linnet.errors import DiskError, FormatVersionError, LinnetError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -101,7 +101,8 @@ def load_newest(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | Non
     """Read the newest checkpoint that is whole; None if there is none at all. Clears what a crash left.
 
     Each damaged one is passed over and `say` gets a sentence that names the damaged file. If all are damaged,
-    that is a LinnetError: to begin again silently would throw away the training.
+    that is a LinnetError: to begin again silently would throw away the training. One of another format version is a
+    FormatVersionError.
     """
     _repair(folder)
     steps = saved_steps(folder)
@@ -109,6 +110,8 @@ def load_newest(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | Non
     for step in reversed(steps):
         try:
             checkpoint = load_checkpoint(folder / f"step-{step:08d}")
+        except FormatVersionError:
+            raise  # It is whole: going on from an older one would later remove it.
         except LinnetError as error:
             problems.append(str(error))
             continue

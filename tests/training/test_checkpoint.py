@@ -1,7 +1,9 @@
 """Checkpoints: old or new after every crash and every failing write, damage refused by name (R2, R3, R5)."""
 
 import errno
+import hashlib
 import itertools
+import json
 import os
 import random
 import resource
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from linnet import files
-from linnet.errors import DiskError, LinnetError
+from linnet.errors import DiskError, FormatVersionError, LinnetError
 from linnet.training.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -446,3 +448,16 @@ def test_another_folder_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None
     files.write_manifest(path, extra={})
     with pytest.raises(LinnetError, match="is not a checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_never_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    body = json.loads((newest / "manifest.json").read_bytes())
+    del body["sha256"]
+    body["format_version"] = 2
+    digest = hashlib.sha256(files.json_bytes(body)).hexdigest()
+    files.write_json(newest / "manifest.json", {**body, "sha256": digest})
+    with pytest.raises(FormatVersionError, match="format version 2"):
+        load_newest(tmp_path, say=print)
+    assert saved_steps(tmp_path) == [1, 2]
