@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # torch's threads wait for each other by spinning. Where another program wants a core, too, they burn the time that
-# the others need: on two cores beside a second training, 31 steps of the demo in 30 s with this limit, 6 without.
+# the others need: on two cores beside a second training, a demo of 32 s got 31 steps far with this limit, 6 without.
 # Read when torch is first imported; whoever sets it keeps their own value.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -277,7 +277,7 @@ def open_session(
         refuse_changes(changes, steps=(kept["steps"], plan.steps), root=folder.root, accepted=accept_changes)
         refuse_other_shape(trained, model_config, root=folder.root)
         for change in changes_of_machine(kept, plan):
-            say(f"{change}: this machine is another one.")
+            say(f"{change}.")
     model = build_model(model_config, recipe=recipe, initial=initial)
     model.to(plan.device)
     optimizer = make_optimizer(
@@ -334,6 +334,6 @@ def refuse_other_shape(trained: GPT2Config, wanted: GPT2Config, *, root: Path) -
 
 
 def changes_of_machine(kept: Mapping[str, Any], plan: Plan) -> list[Change]:
-    """Device and precision that "auto" gives on another machine than before."""
+    """Device and precision, where this machine (or an accepted change) gives others than before."""
     new = {key: plan.choices[key].value for key in ("device", "precision")}
     return [Change(key, kept[key], value) for key, value in new.items() if kept[key] != value]

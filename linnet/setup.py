@@ -16,8 +16,9 @@ from typing import Any
 
 from linnet import files
 from linnet.config import Recipe
-from linnet.data.batches import Batches, Store
+from linnet.data.batches import Batches
 from linnet.data.prepare import prepare
+from linnet.data.store import Store
 from linnet.device import Choice
 from linnet.errors import DiskError, LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config

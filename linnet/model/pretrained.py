@@ -22,8 +22,7 @@ from torch import Tensor
 from linnet import files
 from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
-from linnet.model.resolve import INDEX, WEIGHTS
-from linnet.model.resolve import resolve_model as resolve_model
+from linnet.model.resolve import INDEX, WEIGHTS, resolve_model
 from linnet.tokenizer import Tokenizer
 
 # Old files hold the causal mask as a buffer beside each attention; it is no weight.
