@@ -9,7 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from linnet.cli import app
-from linnet.config import RECIPES, Part, Recipe, recipe_names
+from linnet.config import RECIPES, Part, Recipe, fields_of, recipe_names
 
 HERE = Path(__file__).parent
 
@@ -28,9 +28,9 @@ def keys_page() -> str:
         if not (isinstance(kind, type) and issubclass(kind, Part)):
             continue
         lines += ["", f"## {name}", "", "| key | default | what it is |", "|---|---|---|"]
-        for key, field in kind.model_fields.items():
+        for key, field in fields_of(kind, f"{name}.").items():
             default = "not set" if field.default is None else f"`{field.default!r}`".replace("'", '"')
-            lines.append(f"| `{name}.{key}` | {default} | {field.description} |")
+            lines.append(f"| `{key}` | {default} | {' '.join(field.description.split())} |")
     lines += ["", "## The built-in recipes"]
     for recipe in recipe_names():
         text = (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8").strip()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 import tomllib
@@ -29,6 +30,7 @@ RECIPES = Path(__file__).parent / "recipes"
 Auto = Literal["auto"]
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+DataFormat = Literal["text", "lines", "instruct", "chat", "papers"]
 
 
 class Part(BaseModel):
@@ -39,19 +41,67 @@ class Part(BaseModel):
     )
 
 
+class ColumnsConfig(Part):
+    text: str = ""
+    """Column of the text (formats `text` and `lines`)."""
+    question: str = ""
+    """Column of the question, instruction or prompt (`instruct`)."""
+    input: str = ""
+    """Column of what the question is about, put below it (`instruct`); may be empty in a row."""
+    answer: str = ""
+    """Column of the answer, output, completion or solution (`instruct`)."""
+    system: str = ""
+    """Column of a system message (`instruct`, `chat`)."""
+    messages: str = ""
+    """Column of the turns, a list of {role, content} or {from, value} (`chat`)."""
+    article: str = ""
+    """Column of the article (`papers`)."""
+    abstract: str = ""
+    """Column of the abstract (`papers`)."""
+    title: str = ""
+    """Column of the title (`papers`)."""
+    sections: str = ""
+    """Column of the section names (`papers`)."""
+
+
+class FiltersConfig(Part):
+    exact_duplicates: bool = False
+    """Keep one of rows that are equal."""
+    near_duplicates: float = Field(default=0.0, ge=0, le=1)
+    """Drop a row that is at least this similar to an earlier one (estimated Jaccard index); 0 keeps all."""
+
+
 class DataConfig(Part):
     source: str | list[str] = ""
-    """A file, a folder, a glob, or a list of these."""
-    format: Literal["text", "lines"] = "text"
-    """How a row becomes an example: `text` (a document), `lines` (each line is one example)."""
+    """A file, a folder, a glob, `hf:owner/name[/config][@revision]`, or a list of these."""
+    format: DataFormat = "text"
+    """How a row becomes an example: `text` (a document), `lines` (each line is one), `instruct` (question, answer),
+    `chat` (turns), `papers` (abstract, article)."""
     validation: float | str = 0.1
     """The share that is held out, or a source of its own. 0 holds out nothing."""
-    columns: dict[str, str] = {}
-    """Names of the columns, where they cannot be guessed; text and lines have none."""
+    columns: ColumnsConfig = ColumnsConfig()
+    filters: FiltersConfig = FiltersConfig()
+    learn: Literal["answers", "all"] = "answers"
+    """What is learned of a row with targets: the answers (assistant's turns, article), or all of it."""
+    target: Literal["article", "abstract"] = "article"
+    """What `papers` learns to write: the article from its abstract, or the abstract from its article."""
+    reads: Literal["start", "ends", "spread"] = "start"
+    """What of an article that is too long is read to write its abstract: its beginning, its beginning and end, or the
+    first sentences of all its paragraphs."""
+    max_rows: int | None = Field(default=None, gt=0)
+    """Read only the first rows of the source, so many."""
     max_bad: float = Field(default=0.01, ge=0, le=1)
-    """The share of bad rows that is set aside before the run stops; in text and lines nothing is set aside."""
+    """The share of bad rows that is set aside in quarantine.jsonl before the run stops."""
+    drop: str = ""
+    """File of row ids, one a line, that are left out; `linnet inspect` prints ids."""
+    keep: str = ""
+    """File of row ids, one a line, that are kept whatever the filters say."""
     prepared: str = "auto"
     """Folder of the prepared data; auto: prepared/RECIPE-<hash>."""
+    workers: int | Auto = "auto"
+    """Processes that prepare the data; auto: one for each core where it pays. It never changes the result."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the preparing runs: on this machine, or on a Ray cluster."""
 
 
 class TokenizerConfig(Part):
@@ -226,7 +276,7 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, A
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parts as dotted keys: {"train": {"steps": 5}} -> {"train.steps": 5}. `data.columns` stays one value."""
+    """Nested parts as dotted keys: {"train": {"steps": 5}} -> {"train.steps": 5}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -259,8 +309,11 @@ def build_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any], *, whe
     flat |= overrides
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        part, _, field = key.rpartition(".")
-        (nested.setdefault(part, {}) if part else nested)[field] = value
+        *parts, field = key.split(".")
+        inner = nested
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[field] = value
     recipe = Recipe.model_validate(nested)
     _check_together(recipe)
     return recipe
@@ -284,9 +337,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if isinstance(model.n_positions, int) and model.n_positions < 1:
         raise UsageError(f"model.n_positions={model.n_positions} must be at least 1.")
-    for key, value in (("track.sinks", recipe.track.sinks), ("data.columns", recipe.data.columns)):
-        if value:
-            raise UsageError(f"{key} does nothing in this version of Linnet; leave it out.")
+    if recipe.track.sinks:
+        raise UsageError("track.sinks does nothing in this version of Linnet; leave it out.")
     positions, block = model.n_positions, train.block_size
     if model.init_from == "scratch" and positions != "auto" and block != "auto" and block > positions:
         raise UsageError(
@@ -295,16 +347,21 @@ def _check_together(recipe: Recipe) -> None:
         )
 
 
-def _fields() -> dict[str, Any]:
-    """Every dotted key with its pydantic field."""
+def fields_of(part: type[Part], prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of `part` with its pydantic field."""
     fields: dict[str, Any] = {}
-    for name, field in Recipe.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, Part):
-            fields |= {f"{name}.{key}": inner for key, inner in part.model_fields.items()}
+    for name, field in part.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Part):
+            fields |= fields_of(inner, f"{prefix}{name}.")
         else:
-            fields[name] = field
+            fields[f"{prefix}{name}"] = field
     return fields
+
+
+@functools.cache
+def _fields() -> dict[str, Any]:
+    return fields_of(Recipe)
 
 
 def _fit(key: str, candidates: list[Any], *, where: str = "") -> Any:

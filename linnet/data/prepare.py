@@ -115,7 +115,12 @@ def _config(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizer | Non
         given.fingerprint if given else "char" if tokenizer.name == "char" else f"bpe {tokenizer.vocab_size}"
     )
     share = "own source, not trained on" if isinstance(data.validation, str) else data.validation
-    return {"format": data.format, "validation": share, "columns": data.columns, "tokenizer": kind}
+    return {
+        "format": data.format,
+        "validation": share,
+        "columns": data.columns.model_dump(),
+        "tokenizer": kind,
+    }
 
 
 def _refuse_foreign(place: Path, *, shown: Path) -> None:
