@@ -8,7 +8,7 @@ How: ids -> `Characters` -> `Stops` -> `Sentences` -> text. Each has `feed`, whi
 
 from collections.abc import Sequence
 
-from linnet.generate.sentences import last_sentence_end
+from linnet.sentences import last_sentence_end
 from linnet.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # what decoding gives for bytes that are no UTF-8, or not yet
