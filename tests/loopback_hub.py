@@ -1,107 +1,275 @@
-"""A hub on this machine: enough of the protocol for the real huggingface_hub client, over a folder of repositories.
+"""A hub on this machine: enough of the protocol for the real huggingface_hub, datasets and transformers.
 
-How: `with LoopbackHub(root) as hub:` serves root/OWNER/NAME (or root/NAME) at `hub.endpoint`; set HF_ENDPOINT to it.
-What was asked for is in `hub.requests`, as "METHOD path".
+What   `with LoopbackHub(root) as hub:` serves models root/OWNER/NAME (or root/NAME) and data sets
+       root/datasets/OWNER/NAME at `hub.endpoint`; set HF_ENDPOINT to it. A branch other than main lies beside, in
+       NAME@BRANCH with "-" for "/": scientific_papers@refs-convert-parquet.
+How    What was asked for is in `hub.requests`, as "METHOD path". Large files (Parquet, weights, archives) come from a
+       second port, as the real hub sends them from a storage host: by a redirect with the headers of git LFS.
+       `hub.fail(...)` makes the next requests fail; `gated` and `moved` name repositories that are so.
 """
 
 import hashlib
 import json
+import re
 import threading
+from collections.abc import Mapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Self
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal, Self
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+LARGE = re.compile(r".*\.(parquet|safetensors|bin|gz|zst)")
+Failure = int | Literal["cut"]
+Headers = dict[str, str]
 
 
 class LoopbackHub:
-    def __init__(self, root: Path) -> None:
-        hub = self
+    """The server.
+
+    Args:
+        gated: repository -> the token that opens it; its list of files is public, as on the real hub.
+        moved: old name -> new name; the hub redirects.
+        page: entries in one answer about a folder; a link leads to the next.
+
+    Attributes:
+        requests: "METHOD path" of every request, to both ports.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        gated: Mapping[str, str] | None = None,
+        moved: Mapping[str, str] | None = None,
+        page: int = 1000,
+    ) -> None:
+        self.root, self.gated, self.moved, self.page = root, dict(gated or {}), dict(moved or {}), page
         self.requests: list[str] = []
+        self._failures: list[tuple[str, Failure]] = []
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), partial(Answer, self)) for _ in range(2)]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, daemon=True) for server in self._servers
+        ]
+        self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def fail(self, part: str, failure: Failure, *, times: int = 1) -> None:
+        """Let the next `times` requests with `part` in their path fail: a status, or cut in the middle of the file."""
+        self._failures += [(part, failure)] * times
 
-            def do_GET(self) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
-                parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-                if parts[:2] == ["api", "models"]:
-                    self.answer_info(parts[2:])
-                elif "resolve" in parts:
-                    self.answer_file(parts)
-                else:
-                    self.answer(404, b"{}")
+    def take_failure(self, path: str, command: str) -> Failure | None:
+        for number, (part, failure) in enumerate(self._failures):
+            if part in path and (failure != "cut" or command == "GET"):
+                del self._failures[number]
+                return failure
+        return None
 
-            do_HEAD = do_GET
-
-            def answer_info(self, parts: list[str]) -> None:
-                """What is in a repository: /api/models/NAME[/revision/REV], and /api/models/NAME/tree/REV."""
-                ends = [parts.index(word) for word in ("revision", "tree") if word in parts]
-                name = parts[: ends[0]] if ends else parts
-                folder = root.joinpath(*name)
-                if not folder.is_dir():
-                    self.answer(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
-                    return
-                paths = sorted(path for path in folder.rglob("*") if path.is_file())
-                files = {path.relative_to(folder).as_posix(): path for path in paths}
-                if "tree" in parts:
-                    tree = [
-                        {"type": "file", "path": file, "size": path.stat().st_size, "oid": oid_of(path)}
-                        for file, path in files.items()
-                    ]
-                    self.answer(200, json.dumps(tree).encode())
-                    return
-                info = {
-                    "_id": "1",
-                    "id": "/".join(name),
-                    "sha": commit_of(folder),
-                    "private": False,
-                    "tags": [],
-                    "siblings": [{"rfilename": file} for file in files],
-                }
-                self.answer(200, json.dumps(info).encode())
-
-            def answer_file(self, parts: list[str]) -> None:
-                at = parts.index("resolve")
-                folder = root.joinpath(*parts[:at])
-                path = folder.joinpath(*parts[at + 2 :])
-                if not path.is_file():
-                    self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-                    return
-                headers = {"ETag": f'"{oid_of(path)}"', "X-Repo-Commit": commit_of(folder)}
-                self.answer(200, path.read_bytes(), headers)
-
-            def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-                self.send_response(status)
-                for key, value in (headers or {}).items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+    def folder(self, kind: str, name: str, revision: str) -> Path | None:
+        """The folder of one revision: a branch or a commit."""
+        main = self.root / ("datasets" if kind == "datasets" else "") / name
+        if revision == "main":
+            return main if main.is_dir() else None
+        branch = main.with_name(f"{main.name}@{revision.replace('/', '-')}")
+        if branch.is_dir():
+            return branch
+        folders = [main, *main.parent.glob(f"{main.name}@*")]
+        return next((one for one in folders if one.is_dir() and commit_of(one) == revision), None)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One request, and what the hub says to it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: LoopbackHub, *args: Any) -> None:
+        self.hub, self.cut = hub, False
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        url = urlsplit(self.path)
+        self.query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        failure = self.hub.take_failure(self.path, self.command)
+        self.cut = failure == "cut"
+        if isinstance(failure, int):
+            self.answer(failure, b'{"error": "as the test wants it"}')
+        elif parts[0] == "storage":
+            self.answer_range(self.hub.root.joinpath(*parts[1:]), {})
+        elif parts[0] == "api" and parts[1] in ("models", "datasets"):
+            self.answer_api(parts[1], parts[2:])
+        elif "resolve" in parts:
+            kind = "datasets" if parts[0] == "datasets" else "models"
+            at = parts.index("resolve")
+            name = "/".join(parts[1:at] if kind == "datasets" else parts[:at])
+            self.answer_file(kind, name, parts[at + 1], "/".join(parts[at + 2 :]))
+        else:
+            self.answer(404, b"{}")
+
+    do_HEAD = do_GET
+    do_POST = do_GET
+
+    # -- about a repository ------------------------------------------------------------------------------------------
+
+    def answer_api(self, kind: str, parts: list[str]) -> None:
+        """/api/datasets/NAME[/revision/REV], /tree/REV[/FOLDER], /paths-info/REV, /refs; the same for models."""
+        words = ("revision", "tree", "paths-info", "refs")
+        at = next((parts.index(word) for word in words if word in parts), len(parts))
+        name, word, rest = "/".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :]
+        if self.redirected(name) or (folder := self.found(kind, name, rest[0] if rest else "main")) is None:
+            return
+        if word == "refs":
+            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit_of(folder)}
+            self.answer(200, json.dumps({"branches": [main], "converts": [], "tags": []}).encode())
+        elif word == "tree":
+            self.answer_tree(folder, "/".join(rest[1:]))
+        elif word == "paths-info":
+            body = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+            entries = {entry["path"]: entry for entry in entries_of(folder)}
+            found = [entries[path] for path in body.get("paths", []) if path in entries]
+            self.answer(200, json.dumps(found).encode())
+        else:
+            sizes = self.query.get("blobs", "").lower() in ("true", "1")
+            files = [entry for entry in entries_of(folder) if entry["type"] == "file"]
+            info = {
+                "_id": "1",
+                "id": name,
+                "sha": commit_of(folder),
+                "private": False,
+                "gated": "auto" if name in self.hub.gated else False,
+                "tags": [],
+                "siblings": [
+                    {"rfilename": entry["path"]} | ({"size": entry["size"]} if sizes else {})
+                    for entry in files
+                ],
+            }
+            self.answer(200, json.dumps(info).encode())
+
+    def answer_tree(self, folder: Path, below: str) -> None:
+        """The entries of a folder, `hub.page` at a time."""
+        if below and not (folder / below).is_dir():
+            self.answer(404, b'{"error": "Entry not found"}', {"X-Error-Code": "EntryNotFound"})
+            return
+        entries = [
+            entry for entry in entries_of(folder) if not below or entry["path"].startswith(f"{below}/")
+        ]
+        if self.query.get("recursive", "").lower() not in ("true", "1"):
+            depth = below.count("/") + 1 if below else 0
+            entries = [entry for entry in entries if entry["path"].count("/") == depth]
+        start = int(self.query.get("cursor", 0))
+        end, headers = start + self.hub.page, {}
+        if end < len(entries):
+            query = "&".join(f"{key}={quote(value)}" for key, value in self.query.items() if key != "cursor")
+            link = f"{self.hub.endpoint}{urlsplit(self.path).path}?{query}&cursor={end}"
+            headers["Link"] = f'<{link}>; rel="next"'
+        self.answer(200, json.dumps(entries[start:end]).encode(), headers)
+
+    def redirected(self, name: str) -> bool:
+        """Whether the repository has another name now; then the answer is a redirect."""
+        if name not in self.hub.moved:
+            return False
+        self.answer(307, b"", {"Location": self.path.replace(name, self.hub.moved[name], 1)})
+        return True
+
+    def found(self, kind: str, name: str, revision: str) -> Path | None:
+        """The revision's folder; None where the answer is already that it is missing."""
+        folder = self.hub.folder(kind, name, revision)
+        if folder is not None:
+            return folder
+        if self.hub.folder(kind, name, "main") is None:
+            # The real hub says so to everybody without a token: it does not tell private from missing.
+            self.answer(401, b"{}", {"X-Error-Message": "Invalid username or password."})
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+        return None
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def answer_file(self, kind: str, name: str, revision: str, file: str) -> None:
+        if self.redirected(name) or (folder := self.found(kind, name, revision)) is None:
+            return
+        path, commit = folder / file, {"X-Repo-Commit": commit_of(folder)}
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.hub.gated.get(name, token) != token:
+            self.answer(403 if token else 401, b"{}", commit | {"X-Error-Code": "GatedRepo"})
+        elif not path.is_file():
+            self.answer(
+                404, b"", commit | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            )
+        elif LARGE.fullmatch(path.name):
+            place = quote(path.relative_to(self.hub.root).as_posix(), safe="/")
+            linked = {"X-Linked-ETag": f'"{sha256_of(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+            self.answer(302, b"", commit | linked | {"Location": f"{self.hub.storage}/storage/{place}"})
+        else:
+            self.answer_range(path, commit | {"ETag": f'"{oid_of(path)}"'})
+
+    def answer_range(self, path: Path, headers: Headers) -> None:
+        """The file, or the bytes of it that the request names."""
+        body, headers = path.read_bytes(), headers | {"Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not wanted:
+            self.answer(200, body, headers)
+            return
+        start, size = int(wanted[1]), len(body)
+        stop = min(int(wanted[2]) + 1 if wanted[2] else size, size)
+        if start >= size:
+            self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
+            return
+        self.answer(206, body[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
+
+    def answer(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body[: len(body) // 2] if self.cut else body)
+        self.close_connection |= self.cut
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def entries_of(folder: Path) -> list[dict[str, Any]]:
+    """All files and folders below `folder`, as the hub describes them."""
+    entries: list[dict[str, Any]] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            entries.append({"type": "directory", "path": name, "size": 0, "oid": "0" * 40})
+            continue
+        size = path.stat().st_size
+        entry = {"type": "file", "path": name, "size": size, "oid": oid_of(path)}
+        if LARGE.fullmatch(path.name):
+            entry["lfs"] = {"oid": sha256_of(path), "size": size, "pointerSize": 130}
+        entries.append(entry)
+    return entries
 
 
 def commit_of(folder: Path) -> str:
-    """A commit id that stays the same while the folder does."""
-    return hashlib.sha1(folder.as_posix().encode()).hexdigest()
+    """A commit id that stays the same while the folder's content does."""
+    listing = [folder.name, *(f"{entry['path']} {entry['oid']}" for entry in entries_of(folder))]
+    return hashlib.sha1("\n".join(listing).encode()).hexdigest()
 
 
 def oid_of(path: Path) -> str:
     """git's id of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
