@@ -3,50 +3,57 @@
 What   `Tokenizer` wraps the Rust library `tokenizers`; `load_tokenizer`, `train_bpe` and `train_char` make one.
 Why    Every tokenizer is saved as the same tokenizer.json that transformers reads, with end-of-text in front of each
        text. What a user typed never becomes a control token: `<|endoftext|>` in a file is 13 plain characters.
-How    `encode` / `decode` for one text, `encode_batch` for many (parallel), `encode_stream` for one that is larger
-       than memory. Ids come without the leading end-of-text; `prefix` says what the saved file puts there.
+How    `encode` / `decode` for one text, `encode_batch` for many, `encode_stream` for one that is larger than memory;
+       `encode_flat` and `stream_flat` give numpy arrays and spare a Python object for each id. With GPT-2's
+       pre-tokenizer the ids come from a table of words (words.py) or, for much text and where it is installed, from
+       gigatoken (fast_tokenizer.py): the same ids from each. Ids come without the leading end-of-text; `prefix` says
+       what the saved file puts there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import multiprocessing
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from linnet import files
 from linnet.errors import DiskError, LinnetError
+from linnet.fast_tokenizer import WORTHWHILE, FastEncoder, fast_encoder
 from linnet.hub import missing_tokenizer, snapshot
+from linnet.words import BATCH, CUT_GPT2, WordIds
+from linnet.words import FlatIds as FlatIds
+from linnet.words import cut_stream as cut_stream
 
 END_OF_TEXT = "<|endoftext|>"
 HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
-# Pieces of this many characters are encoded in parallel: 7.3 MB/s at 4,096 to 16,384 on two cores, 4.8 at 65,536.
-PIECE = 8192
-BATCH = 64 * PIECE
-# A run without a place to cut (one letter a million times) is cut here after all; its ids may then differ.
-LONGEST_RUN = 262_144
-
-# Where a text may be cut so that both halves give the ids of the whole. GPT-2's pre-tokenizer is
-#     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-# No token has white space after something else, so a cut before white space is exact; a cut after it is not, because
-# `\s+(?!\S)` looks ahead. No token has a letter, or a digit, before something of another kind, so the end of a run of
-# letters or digits is exact too; that serves text without white space. The classes hold only characters whose kind
-# is the same in every Unicode version.
-_LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
-_OTHERS = "!-/:-@[-`{-~\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
-CUT_GPT2 = re.compile(
-    rf"(?<=[!-~{_LETTERS}])(?=[ \n])|(?<=[{_LETTERS}])(?=[0-9{_OTHERS}])|(?<=[0-9])(?=[{_LETTERS}{_OTHERS}])"
-)
 _CUT_ANYWHERE = re.compile("")
 # Other published pre-tokenizers, GPT-4's for one, join a newline to punctuation; none joins a space to a letter before.
 _CUT_BEFORE_SPACE = re.compile(r"(?<=[A-Za-z])(?= )")
+
+
+def _one_thread() -> None:
+    """Workers share the cores by being several; and the threads of `tokenizers` do not survive a fork."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if multiprocessing.parent_process() is not None:
+    _one_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
 
 
 class Tokenizer:
@@ -80,6 +87,7 @@ class Tokenizer:
         self.end_token = end_token
         self.vocab_size: int = inner.get_vocab_size()
         self.prefix: list[int] = inner.encode("").ids
+        self._seen = 0  # characters encoded so far
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without `prefix`.
@@ -90,9 +98,67 @@ class Tokenizer:
         return [token for ids in self.encode_stream([text]) for token in ids]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, computed in parallel. Same errors as `encode`."""
+        """Ids of each text. Same errors as `encode`."""
+        flat = self.encode_flat(texts)
+        ids, ends = flat.ids.tolist(), flat.offsets.tolist()
+        return [ids[start:stop] for start, stop in itertools.pairwise(ends)]
+
+    def encode_flat(self, texts: Sequence[str]) -> FlatIds:
+        """Ids of each text, as two arrays. Same errors as `encode`.
+
+        A text of more than 524,288 characters is cut as in `encode_stream`.
+        """
+        if not texts:
+            return FlatIds(np.empty(0, np.uint32), np.zeros(1, np.int64))
+        pieces: list[str] = []
+        last = []  # where each text's pieces end
+        for text in texts:
+            if len(text) <= BATCH:
+                pieces.append(text)
+            else:
+                pieces += [p for some in cut_stream([text], places=self._cut_places) for p in some]
+            last.append(len(pieces))
+        flat = self._encode_pieces(pieces)
+        return flat if len(pieces) == len(texts) else FlatIds(flat.ids, flat.offsets[[0, *last]])
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of the concatenation of `texts`, part by part, in bounded memory.
+
+        The ids are those of the whole text: it is cut only where its ids do not depend on it (see `CUT_GPT2`), unless
+        more than 262,144 characters come without such a place.
+        """
+        for ids in self.stream_flat(texts):
+            yield ids.tolist()
+
+    def stream_flat(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.uint32]]:
+        """`encode_stream` with an array for each part of about 524,288 characters."""
+        for pieces in cut_stream(texts, places=self._cut_places):
+            if pieces:
+                yield self._encode_pieces(pieces).ids
+
+    def accelerate(self) -> None:
+        """Load now what speeds up long texts. Worth it before worker processes are forked: they then have it."""
+        self._seen = WORTHWHILE
+        _ = self._fast
+
+    def _encode_pieces(self, pieces: list[str]) -> FlatIds:
+        self._seen += sum(map(len, pieces))
+        if self._seen >= WORTHWHILE and self._fast and (flat := self._fast(pieces)) is not None:
+            return flat
+        if self._words is None:
+            return _flat(self._encode_lists(pieces))
+        flats, start, characters = [], 0, 0
+        for number, piece in enumerate(pieces, 1):
+            characters += len(piece)
+            if characters >= BATCH or number == len(pieces):
+                flats.append(self._words(pieces[start:number]))
+                start, characters = number, 0
+        return _joined(flats)
+
+    def _encode_lists(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text by `tokenizers`, in parallel."""
         try:
-            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError as error:
             raise LinnetError(_surrogate_message(texts)) from error
         ids = [encoding.ids for encoding in encodings]
@@ -102,18 +168,37 @@ class Tokenizer:
                     self._refuse_unknown(text)
         return ids
 
-    def encode_stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """Ids of the concatenation of `texts`, part by part, in bounded memory.
+    @cached_property
+    def _words(self) -> WordIds | None:
+        return WordIds(self._encode_lists) if _is_gpt2(self._inner) else None
 
-        The ids are those of the whole text: it is cut only where its ids do not depend on it (see `CUT_GPT2`), unless
-        more than 262,144 characters come without such a place.
-        """
-        for pieces in cut_stream(texts, places=self._cut_places):
-            yield from self.encode_batch(pieces)
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        if not _is_gpt2(self._inner):
+            return None
+        encoder, reason = fast_encoder(self._inner)
+        if reason and multiprocessing.parent_process() is None:
+            _say(reason)
+        return encoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_words", "_fast")}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self._decoder.decode(list(ids), skip_special_tokens=True))
+
+    def byte_lengths(self) -> list[int]:
+        """For each id, the bytes of UTF-8 text that it stands for: 0 for control tokens, 1 for a third of 日."""
+        vocabulary, added = self._decoder.get_vocab(), self._decoder.get_added_tokens_decoder()
+        byte_level = isinstance(self._decoder.decoder, decoders.ByteLevel)  # one letter for each byte
+        lengths = [0] * (max(vocabulary.values()) + 1)
+        for token, number in vocabulary.items():
+            if number not in added:
+                lengths[number] = len(token) if byte_level else len(token.encode())
+            elif not added[number].special:
+                lengths[number] = len(token.encode())
+        return lengths
 
     @cached_property
     def is_char(self) -> bool:
@@ -198,29 +283,26 @@ class Tokenizer:
         return cls(inner, end_token=end_token)
 
 
-def cut_stream(texts: Iterable[str], *, places: re.Pattern[str] = CUT_GPT2) -> Iterator[list[str]]:
-    """Cut the concatenation of `texts` at `places` into pieces of about PIECE characters, a batch of them at a time.
-
-    A piece is longer where no place comes, at most LONGEST_RUN + BATCH characters.
-    """
-    rest = ""
-    for text in texts:
-        rest += text
-        if len(rest) >= BATCH:
-            *pieces, rest = _cut(rest, places)
-            if len(rest) > LONGEST_RUN:
-                pieces, rest = [*pieces, rest], ""
-            yield pieces
-    yield [piece for piece in _cut(rest, places) if piece]
+def _flat(lists: list[list[int]]) -> FlatIds:
+    ids = np.fromiter(itertools.chain.from_iterable(lists), np.uint32)
+    return FlatIds(ids, np.cumsum([0, *map(len, lists)], dtype=np.int64))
 
 
-def _cut(text: str, places: re.Pattern[str]) -> list[str]:
-    """Pieces of `text`; the last one, which may be empty, must wait for what follows."""
-    pieces, start = [], 0
-    while start + PIECE < len(text) and (place := places.search(text, start + PIECE)):
-        pieces.append(text[start : place.start()])
-        start = place.start()
-    return [*pieces, text[start:]]
+def _joined(flats: list[FlatIds]) -> FlatIds:
+    """The same as of one call with the texts of all."""
+    if len(flats) == 1:
+        return flats[0]
+    offsets, done = [np.zeros(1, np.int64)], 0
+    for flat in flats:
+        offsets.append(flat.offsets[1:] + done)
+        done += len(flat.ids)
+    return FlatIds(np.concatenate([flat.ids for flat in flats]), np.concatenate(offsets))
+
+
+@cache
+def _say(sentence: str) -> None:
+    """On stderr, once in a process."""
+    print(sentence, file=sys.stderr)
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:

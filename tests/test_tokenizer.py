@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from linnet import tokenizer as module
+from linnet import words
 from linnet.errors import LinnetError
 from linnet.tokenizer import END_OF_TEXT, Tokenizer, cut_stream, load_tokenizer, train_bpe, train_char
 
@@ -123,11 +123,11 @@ class SmallPieces:
     """Pieces of 3 characters, so that every place for a cut is used."""
 
     def __enter__(self) -> None:
-        self.before = (module.PIECE, module.BATCH, module.LONGEST_RUN)
-        module.PIECE, module.BATCH, module.LONGEST_RUN = 3, 6, 1000
+        self.before = (words.PIECE, words.BATCH, words.LONGEST_RUN)
+        words.PIECE, words.BATCH, words.LONGEST_RUN = 3, 6, 1000
 
     def __exit__(self, *_: object) -> None:
-        module.PIECE, module.BATCH, module.LONGEST_RUN = self.before
+        words.PIECE, words.BATCH, words.LONGEST_RUN = self.before
 
 
 @needs_gpt2
@@ -142,7 +142,7 @@ class SmallPieces:
 )
 def test_text_without_lines_or_spaces_is_cut_and_keeps_its_ids(gpt2: Tokenizer, text: str) -> None:
     batches = list(cut_stream(text[i : i + 100_000] for i in range(0, len(text), 100_000)))
-    assert max(len(piece) for batch in batches for piece in batch) < 2 * module.PIECE
+    assert max(len(piece) for batch in batches for piece in batch) < 2 * words.PIECE
     assert gpt2.encode(text) == gpt2._inner.encode(text, add_special_tokens=False).ids
 
 
@@ -150,7 +150,7 @@ def test_text_without_lines_or_spaces_is_cut_and_keeps_its_ids(gpt2: Tokenizer, 
 def test_a_run_of_one_character_stays_within_bounds(bpe: Tokenizer, run: str) -> None:
     text = run * 1_200_000
     chunks = [text[i : i + 100_000] for i in range(0, len(text), 100_000)]
-    assert max(len(piece) for batch in cut_stream(chunks) for piece in batch) <= module.BATCH + 100_000
+    assert max(len(piece) for batch in cut_stream(chunks) for piece in batch) <= words.BATCH + 100_000
     assert bpe.decode(bpe.encode(text)) == text
 
 
