@@ -43,6 +43,18 @@ def last_sentence_end(text: str, *, start: int = 0, growing: bool = False) -> in
     return start
 
 
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a paragraph, with the white space between them left out.
+
+    >>> split_sentences("Dr. Who came. It was 3.14 p.m. then!")
+    ['Dr. Who came.', 'It was 3.14 p.m. then!']
+    """
+    ends = [m.end() for m in _MARKS.finditer(text) if _ends_sentence(text, m, growing=False)]
+    starts = [0, *ends]
+    pieces = [text[start:stop].strip() for start, stop in zip(starts, [*ends, len(text)], strict=True)]
+    return [piece for piece in pieces if piece]
+
+
 def _ends_sentence(text: str, match: re.Match[str], *, growing: bool) -> bool:
     start, end = match.span()
     if text[start] in "。！？｡।؟":

@@ -1,0 +1,163 @@
+"""What does not fit a row: nothing of a target is lost, nothing is learned twice, nothing is longer than the row."""
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linnet.data.formats import RowFormat
+from linnet.data.rows import Encoded
+from linnet.data.windows import Encoder
+from linnet.template import CHAT, PAPERS, SUMMARIES, Turn, answered, learns, normalize, segment_ids
+from linnet.tokenizer import Tokenizer, train_bpe, train_char
+from tests.conftest import SHARED_DATA
+
+WORDS = [
+    "Linnets",
+    "sing",
+    "<|endoftext|>",
+    "user:",
+    "it's",
+    "3.14",
+    "é",
+    "漢字",
+    "🙂",
+    "a.",
+    "So?",
+    "(x)!",
+    "e.g.",
+]
+BETWEEN = [" ", " ", " ", "\n", "\n\n", "  "]
+TEMPLATES = {"instruct": CHAT, "chat": CHAT, "papers": PAPERS, "summaries": SUMMARIES}
+
+
+@cache
+def tokenizer_of(kind: str) -> Tokenizer:
+    if kind == "gpt2":
+        if not SHARED_DATA.is_dir():
+            pytest.skip("the gpt2 tokenizer is missing")
+        return Tokenizer.load(SHARED_DATA / "gpt2-tokenizer")
+    text = " ".join(WORDS) + "\n" + "\n".join(h for t in TEMPLATES.values() for h in t.headers.values())
+    text += "\nsections: ;"
+    return train_bpe(iter([text * 5]), vocab_size=400) if kind == "bpe" else train_char(iter([text]))
+
+
+def encoder_of(kind: str, name: str, size: int, learn: str = "answers", reads: str = "start") -> Encoder:
+    target = "abstract" if name == "summaries" else "article"
+    row_format = RowFormat(
+        "papers" if name == "summaries" else name,
+        {},
+        TEMPLATES.get(name),
+        learn=learn,
+        target=target,
+        reads=reads,
+    )
+    return Encoder(row_format, tokenizer_of(kind), size=size)
+
+
+def texts(most: int) -> st.SearchStrategy[str]:
+    pairs = st.tuples(st.sampled_from(WORDS), st.sampled_from(BETWEEN))
+    return st.lists(pairs, min_size=1, max_size=most).map(lambda pairs: "".join(map("".join, pairs)))
+
+
+SIZES = st.integers(16, 64) | st.just(1024)
+KINDS = st.sampled_from(["gpt2", "bpe", "char"])
+CHATS = st.lists(
+    st.builds(Turn, st.sampled_from(["system", "user", "assistant", "assistant", "tool"]), texts(25)),
+    max_size=9,
+)
+LONG_CHATS = st.lists(st.builds(Turn, st.sampled_from(["user", "assistant"]), texts(90)), max_size=4)
+
+
+def without_prefix(ids: list[int], *prefixes: list[int]) -> list[int]:
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if prefix and ids[: len(prefix)] == prefix:
+            return ids[len(prefix) :]
+    raise AssertionError(f"{ids[:20]} begins with none of {prefixes}")
+
+
+def check(encoder: Encoder, turns: list[Turn], encoded: Encoded) -> None:
+    """The promises about the windows of one row."""
+    tokenizer, layout = encoder.tokenizer, encoder.layout
+    assert layout
+    end = tokenizer.end_of_text
+    kept = normalize(turns)
+    used = answered(kept)
+    for window in encoded.windows:
+        assert len(window.ids) == len(window.learn) <= encoder.size
+        assert (window.ids[0], window.learn[0]) == (end, 0)
+        assert any(window.learn)
+        for i, token in enumerate(window.ids[:-1]):
+            if i and token == end:  # only behind an answer, so a header follows
+                without_prefix(window.ids[i + 1 :], *layout.later.values(), tokenizer.encode("\nsections:"))
+    # What is learned, joined, is each target once, with its end-of-text.
+    learned = [t for w in encoded.windows for t, flag in zip(w.ids, w.learn, strict=True) if flag]
+    for role, text in used:
+        if not learns(role, encoder.learn):
+            continue
+        if encoder.learn == "all":
+            learned = without_prefix(learned, layout.first[role], layout.later[role])
+        content = tokenizer.encode(" " + text)
+        learned = without_prefix(learned, content)
+        assert tokenizer.decode(content) == " " + text
+        if role == "assistant":
+            learned = without_prefix(learned, [end])
+    assert learned == []
+    # What is read is there, or said to be shortened.
+    contents = [tokenizer.encode(" " + turn.text) for turn in kept]
+    assert encoded.source_tokens == sum(map(len, contents))
+    present = sum(map(len, contents[: len(used)]))
+    assert encoded.shortened == (encoded.present_tokens < present)
+    if not encoded.shortened:
+        for content in contents[: len(used)] if len(encoded.windows) > 1 else []:
+            if len(content) < encoder.size // 4:
+                assert any(contains(window.ids, content) for window in encoded.windows)
+    if used and 1 + layout.cost(layout.parts(used)) <= encoder.size:
+        expected = segment_ids(tokenizer, layout.template.segments(turns, learn=encoder.learn))
+        assert [(w.ids, w.learn) for w in encoded.windows] == [expected]
+
+
+def contains(ids: list[int], part: list[int]) -> bool:
+    return any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
+
+
+@settings(deadline=None, max_examples=400)
+@given(KINDS, SIZES, CHATS | LONG_CHATS, st.sampled_from(["answers", "all"]))
+def test_dialogues(kind: str, size: int, turns: list[Turn], learn: str) -> None:
+    encoder = encoder_of(kind, "chat", size, learn)
+    check(encoder, turns, encoder([turns])[0])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    KINDS,
+    SIZES,
+    st.sampled_from(["instruct", "papers", "summaries"]),
+    st.tuples(texts(5) | st.just(""), texts(120), texts(120)),
+    st.sampled_from(["answers", "all"]),
+    st.sampled_from(["start", "ends", "spread"]),
+)
+def test_questions_and_papers(
+    kind: str, size: int, name: str, row: tuple[str, str, str], learn: str, reads: str
+) -> None:
+    encoder = encoder_of(kind, name, size, learn, reads)
+    turns = [Turn(role, text) for role, text in zip(("system", "user", "assistant"), row, strict=True)]
+    check(encoder, turns, encoder([turns])[0])
+
+
+@settings(deadline=None, max_examples=100)
+@given(KINDS, SIZES, texts(120))
+def test_lines(kind: str, size: int, line: str) -> None:
+    encoder = encoder_of(kind, "lines", size)
+    [encoded] = encoder([[Turn("text", line)]])
+    end, ids = encoder.tokenizer.end_of_text, encoder.tokenizer.encode(line)
+    learned = [t for w in encoded.windows for t, flag in zip(w.ids, w.learn, strict=True) if flag]
+    assert learned == [*ids, end]
+    assert encoder.tokenizer.decode(ids) == line
+    for window in encoded.windows:
+        assert len(window.ids) == len(window.learn) <= size
+        assert (window.ids[0], window.learn[0]) == (end, 0)
+        assert end not in window.ids[1:-1]
+    assert all(sum(window.learn) + size // 4 + 1 == size for window in encoded.windows[1:-1])
+    assert encoded.source_tokens == encoded.present_tokens == len(ids)
