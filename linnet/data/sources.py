@@ -1,9 +1,9 @@
-"""Where rows come from: local files, folders and globs, read as streams of decoded text.
+"""Where rows come from: local files, folders and globs.
 
-What   `find_files` turns a source into a list of files; `read_text` and `read_lines` stream one of them.
-Why    A 1 GB file must not be held in memory, and a wrong file must be named with place, reason and remedy.
-How    UTF-8 with or without byte order mark; CR LF becomes LF. Every block of bytes passes through `observe`, where
-       the caller counts and hashes it.
+What   `find_files` turns a source into a list of files. How they are read: text.py (documents), records.py (rows).
+Why    A folder holds more than its data, and what is taken or left out must be said.
+How    Text is what has no NUL byte at its beginning; packed files (.gz, .zst) are looked into, and Parquet is known by
+       its suffix.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shlex
-from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from linnet.data.encoding import guess_encoding, guess_utf16
+from linnet.data.compressed import Damaged, content_size, is_compressed, read_blocks
+from linnet.data.encoding import guess_utf16
 from linnet.data.store import KIND
+from linnet.data.text import HEAD, character_boundary, read_text
 from linnet.errors import LinnetError
 
-BLOCK = 1 << 18  # bytes read at once
-HEAD = 8192  # bytes that decide whether a file of a folder is text
-LONGEST_LINE = 16 << 20  # characters; longer is surely no row
+__all__ = ["character_boundary", "content_size", "find_files", "read_text"]
 
 
 def _ignore(_: object) -> None:
@@ -34,8 +32,9 @@ def find_files(
 ) -> list[Path]:
     """The files that a source names: a file, a folder (with all below it), a glob, or a list of these.
 
-    Sorted, each file once. In a folder or glob, hidden, empty and binary files are left out, and so are the folders
-    that we write ourselves (runs, prepared data) and Python environments; `say` is told.
+    Sorted, each file once. In a folder or glob, hidden, empty and binary files are left out (but Parquet, and text
+    inside .gz and .zst, are taken), and so are the folders that we write ourselves (runs, prepared data) and Python
+    environments; `say` is told.
 
     Args:
         key: the recipe's key that the source comes from, for the messages.
@@ -143,15 +142,25 @@ def _holds(path: Path, key: str, value: str = "") -> bool:
 
 
 def _texts_among(paths: Iterator[Path]) -> tuple[list[Path], list[Path]]:
-    """(the text files among `paths`, the empty and binary ones), sorted."""
+    """(the files among `paths` that can be read, the empty and binary ones), sorted."""
     texts: list[Path] = []
     others: list[Path] = []
     for path in sorted(paths):
-        head = _head(path) if path.is_file() else b""
-        # UTF-16 is text, too: it is kept here and refused by name when it is read.
-        is_text = bool(head) and (b"\0" not in head or bool(guess_utf16(head)))
-        (texts if is_text else others).append(path)
+        (texts if path.is_file() and _is_data(path) else others).append(path)
     return texts, others
+
+
+def _is_data(path: Path) -> bool:
+    head = _head(path)
+    if path.suffix.lower() == ".parquet":
+        return bool(head)
+    if head and is_compressed(path):
+        try:
+            head = next(read_blocks(path), b"")[:HEAD]
+        except Damaged:
+            return True  # which is said when it is read
+    # UTF-16 is text, too: it is kept here and refused by name when it is read.
+    return bool(head) and (b"\0" not in head or bool(guess_utf16(head)))
 
 
 def _some(names: list[str]) -> str:
@@ -164,124 +173,3 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD)
     except OSError as error:
         raise LinnetError(f"{path} cannot be read: {error.strerror}; check its permissions.") from error
-
-
-def character_boundary(path: Path, offset: int) -> int:
-    """The first byte at or after `offset` where a character begins; CR LF counts as one character."""
-    if offset <= 0:
-        return 0
-    with path.open("rb") as file:
-        file.seek(offset - 1)
-        before, *after = file.read(5) or b"\0"
-    if before == 0x0D and after[:1] == [0x0A]:
-        return offset + 1
-    for byte in after:
-        if byte & 0xC0 != 0x80:  # not inside a UTF-8 sequence
-            break
-        offset += 1
-    return offset
-
-
-def read_text(
-    path: Path, *, start: int = 0, stop: int, observe: Callable[[bytes], None] = _ignore
-) -> Iterator[str]:
-    """The text in bytes `start` to `stop` of a file, in strings of up to 256 KB.
-
-    Raises:
-        LinnetError: not UTF-8, a NUL byte, a file that became shorter; with line and byte.
-    """
-    decoder = getincrementaldecoder("utf-8")()
-    held_back = ""  # a CR at the end of a block, until it is known whether LF follows
-    position = start
-    with path.open("rb") as file:
-        file.seek(start)
-        while position < stop:
-            block = file.read(min(BLOCK, stop - position))
-            if not block:
-                raise LinnetError(
-                    f"{path} became shorter while it was read; start again when it is complete."
-                )
-            observe(block)
-            if b"\0" in block:
-                raise _not_text(path, position + block.index(b"\0"))
-            text = _decode(decoder, block, path=path, position=position, final=position + len(block) == stop)
-            if position == 0:
-                text = text.removeprefix("\ufeff")
-            position += len(block)
-            text = held_back + text
-            held_back = "\r" if text.endswith("\r") and position < stop else ""
-            text = text[: len(text) - len(held_back)].replace("\r\n", "\n")
-            if text:
-                yield text
-
-
-def _decode(decoder: IncrementalDecoder, block: bytes, *, path: Path, position: int, final: bool) -> str:
-    pending = len(decoder.getstate()[0])
-    try:
-        return decoder.decode(block, final)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, position - pending + error.start) from error
-
-
-def read_lines(
-    path: Path, *, stop: int, observe: Callable[[bytes], None] = _ignore
-) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a file, empty lines included. Same errors as `read_text`."""
-    number, rest = 1, ""
-    for text in read_text(path, stop=stop, observe=observe):
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            yield number, line
-            number += 1
-        if len(rest) > LONGEST_LINE:
-            raise LinnetError(
-                f"{path}:{number}: the line is longer than {LONGEST_LINE:,} characters; is it data.format=text?"
-            )
-    if rest:
-        yield number, rest
-
-
-def _line_of(path: Path, offset: int) -> int:
-    """Number of the line, from 1, that byte `offset` is in."""
-    number = 1
-    with path.open("rb") as file:
-        while offset > 0 and (block := file.read(min(BLOCK, offset))):
-            number += block.count(b"\n")
-            offset -= len(block)
-    return number
-
-
-def _sample(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, offset - 2 * HEAD))
-        return file.read(6 * HEAD)
-
-
-def _not_text(path: Path, offset: int) -> LinnetError:
-    name = guess_utf16(_head(path))
-    if name:
-        return LinnetError(f"{path}: byte {offset} is NUL; it looks like {name}. {_convert(path, name)}")
-    return LinnetError(
-        f"{path}:{_line_of(path, offset)}: byte {offset} is NUL, so this is no text file; leave it out."
-    )
-
-
-def _not_utf8(path: Path, offset: int) -> LinnetError:
-    name = guess_utf16(_head(path)) or guess_encoding(_sample(path, offset))
-    with path.open("rb") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-    where = f"{path}:{_line_of(path, offset)}: byte {offset} (0x{byte:02X}) is not UTF-8"
-    if name == "UTF-8":
-        return LinnetError(
-            f"{where}, though the text around it is: it is damaged there. {_convert(path, name)}"
-        )
-    if name:
-        return LinnetError(f"{where}; it looks like {name}. {_convert(path, name)}")
-    return LinnetError(f"{where}, nor any other text encoding that we know; leave the file out.")
-
-
-def _convert(path: Path, name: str) -> str:
-    new = path.with_name(f"{path.stem}.utf8{path.suffix or '.txt'}")
-    drop = "-c " if name == "UTF-8" else ""
-    return f"Convert it: iconv {drop}-f {name} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(new))}"
