@@ -1,27 +1,26 @@
 """Finding and reading files: what is accepted, and the one sentence for what is not."""
 
+import gzip
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linnet.data import sources
+from linnet.data import compressed
 from linnet.data.encoding import guess_encoding
-from linnet.data.sources import character_boundary, find_files, read_lines, read_text
+from linnet.data.sources import character_boundary, content_size, find_files, read_text
 from linnet.errors import LinnetError
 
 WILD = Path(__file__).parents[3] / "shared" / "data" / "wild" / "encodings"
 
 
 def text_of(path: Path) -> str:
-    return "".join(read_text(path, stop=path.stat().st_size))
-
-
-def lines_of(path: Path) -> list[tuple[int, str]]:
-    return list(read_lines(path, stop=path.stat().st_size))
+    return "".join(read_text(path))
 
 
 def test_files_of_a_folder_are_sorted_and_binary_hidden_and_empty_ones_left_out(tmp_path: Path) -> None:
@@ -156,25 +155,18 @@ def test_blocks_of_any_size_and_a_cut_anywhere_give_the_same_text(
         path.write_bytes(b"\xef\xbb\xbf" * bom + text.encode())
         if not bom:
             expected = expected.removeprefix("\ufeff")
-        before, sources.BLOCK = sources.BLOCK, block
+        before, compressed.BLOCK = compressed.BLOCK, block
         try:
             size = path.stat().st_size
             middle = character_boundary(path, min(cut, size))
             whole = text_of(path)
             halves = [*read_text(path, stop=middle), *read_text(path, start=middle, stop=size)]
-            numbered = lines_of(path)
         finally:
-            sources.BLOCK = before
+            compressed.BLOCK = before
     if block >= 3:  # a smaller block cannot hold a byte order mark, and real ones have 256 KB
         assert whole == expected
         if not 0 < middle < 3:
             assert "".join(halves) == expected
-        assert (
-            [line for _, line in numbered] == expected.removesuffix("\n").split("\n")
-            if expected
-            else not numbered
-        )
-        assert [number for number, _ in numbered] == list(range(1, len(numbered) + 1))
 
 
 @pytest.mark.parametrize(
@@ -197,8 +189,6 @@ def test_what_is_not_utf8_is_named_with_line_byte_and_remedy(tmp_path: Path, dat
     path.write_bytes(data)
     with pytest.raises(LinnetError, match=words):
         text_of(path)
-    with pytest.raises(LinnetError, match=words):
-        lines_of(path)
 
 
 def test_the_command_in_the_message_converts_the_file(tmp_path: Path) -> None:
@@ -219,14 +209,104 @@ def test_a_bad_byte_far_into_a_file_is_found_at_its_place(tmp_path: Path) -> Non
         text_of(path)
 
 
-def test_a_file_that_shrinks_or_a_line_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc")
     with pytest.raises(LinnetError, match="became shorter"):
         list(read_text(path, stop=10))
-    path.write_text("a" * (sources.LONGEST_LINE + sources.BLOCK))
-    with pytest.raises(LinnetError, match=r"a.txt:1: the line is longer"):
-        lines_of(path)
+    path = pack(path)
+    with pytest.raises(LinnetError, match="became shorter"):
+        list(read_text(path, stop=10))
+
+
+def pack(path: Path, suffix: str = ".gz") -> Path:
+    """The same file as .gz or .zst."""
+    data = path.read_bytes()
+    packed = path.with_name(path.name + suffix)
+    packed.write_bytes(gzip.compress(data) if suffix == ".gz" else zstandard.compress(data))
+    return packed
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_packed_text_is_read_like_the_text_itself(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "Où est l'été ?\r\nIci.\r".encode() * 50_000)
+    packed = pack(path, suffix)
+    size = path.stat().st_size
+    seen: list[bytes] = []
+    assert "".join(read_text(packed, observe=seen.append)) == text_of(path)
+    assert b"".join(seen) == packed.read_bytes()
+    assert content_size(packed) == size == content_size(path)
+    for offset in (0, 5, size // 2, size // 2 + 1, size):
+        cut = character_boundary(path, offset)
+        assert character_boundary(packed, offset) == cut
+        halves = [*read_text(packed, stop=cut), *read_text(packed, start=cut, stop=size)]
+        assert "".join(halves) == text_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_wrong_byte_in_a_packed_text_is_found_at_its_place_and_the_remedy_works(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / "with space.txt"
+    path.write_bytes(b"plain\n" * 100_000 + "Où est l’été, garçon ? Déjà à Noël.\n".encode("cp1252"))
+    packed = pack(path, suffix)
+    with pytest.raises(LinnetError, match=r"txt.\w+:100001: byte 600001 \(0xF9\).*WINDOWS-1252") as caught:
+        text_of(packed)
+    command = str(caught.value).split("Convert it: ")[1]
+    if suffix == ".gz" or shutil.which("zstd"):
+        subprocess.run(command, shell=True, check=True)
+        assert text_of(tmp_path / "with space.utf8.txt").endswith("Déjà à Noël.\n")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_packed_text_that_is_cut_short_or_no_pack_at_all_is_refused_after_what_is_whole(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(100_000)))
+    packed = pack(path, suffix)
+    packed.write_bytes(packed.read_bytes()[:-20])
+    read: list[str] = []
+    with pytest.raises(LinnetError, match=r"ends early \(after byte [0-9,]+ of its content"):
+        read.extend(read_text(packed))
+    assert len("".join(read)) > 0.5 * path.stat().st_size
+    assert text_of(path).startswith("".join(read))
+    packed.write_text("This is no archive.")
+    with pytest.raises(LinnetError, match="is damaged"):
+        text_of(packed)
+
+
+def test_members_and_frames_that_follow_each_other_are_one_file(tmp_path: Path) -> None:
+    members = [f"{number} ".encode() * 30_000 for number in range(5)]
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    (tmp_path / "a.txt.gz").write_bytes(b"".join(map(gzip.compress, members)) + bytes(512))
+    (tmp_path / "a.txt.zst").write_bytes(skippable.join(map(zstandard.compress, members)))
+    for name in ("a.txt.gz", "a.txt.zst"):
+        assert text_of(tmp_path / name).encode() == b"".join(members)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"whole") + b"tail")
+    with pytest.raises(LinnetError, match="after byte 5 of"):
+        text_of(tmp_path / "a.txt.gz")
+
+
+def test_packed_files_and_parquet_are_found_and_packed_binaries_are_not(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.jsonl", "c.json", "d.csv", "e.tsv", "notes"):
+        (tmp_path / name).write_text("a,b")
+        pack(tmp_path / name)
+        pack(tmp_path / name, ".zst")
+    (tmp_path / "f.parquet").write_bytes(b"PAR1\0\0")
+    (tmp_path / "g.txt.gz").write_bytes(b"not a gzip file")
+    (tmp_path / "photos.tar").write_bytes(bytes(10_000))
+    pack(tmp_path / "photos.tar")
+    (tmp_path / "empty").touch()
+    pack(tmp_path / "empty", ".zst")
+    said: list[str] = []
+    names = {path.name for path in find_files(str(tmp_path), say=said.append)}
+    assert len(names) == 6 * 3 + 2
+    assert "4 empty or binary files are left out (empty, empty.zst, photos.tar and 1 more)" in said[0]
+    assert {path.name for path in find_files(str(tmp_path / "*.gz"))} == {n for n in names if n[-2:] == "gz"}
+    with pytest.raises(LinnetError, match=r"only empty or binary files \(photos.tar.gz\)"):
+        find_files(str(tmp_path / "*.tar.gz"))
 
 
 @pytest.mark.skipif(not WILD.is_dir(), reason=f"{WILD} is missing")
