@@ -3,6 +3,7 @@
 What   `with LoopbackHub(root) as hub:` serves models root/OWNER/NAME (or root/NAME) and data sets
        root/datasets/OWNER/NAME at `hub.endpoint`; set HF_ENDPOINT to it. A branch other than main lies beside, in
        NAME@BRANCH with "-" for "/": scientific_papers@refs-convert-parquet.
+       `run_python` runs code or a command with the hub, in a process of its own.
 How    What was asked for is in `hub.requests`, as "METHOD path". Large files (Parquet, weights, archives) come from a
        second port, as the real hub sends them from a storage host: by a redirect with the headers of git LFS.
        `hub.fail(...)` makes the next requests fail; `gated` and `moved` name repositories that are so.
@@ -10,7 +11,10 @@ How    What was asked for is in `hub.requests`, as "METHOD path". Large files (P
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+GUARD = Path(__file__).parent / "guard"
 LARGE = re.compile(r".*\.(parquet|safetensors|bin|gz|zst)")
 Failure = int | Literal["cut"]
 Headers = dict[str, str]
@@ -123,13 +128,16 @@ class Answer(BaseHTTPRequestHandler):
     # -- about a repository ------------------------------------------------------------------------------------------
 
     def answer_api(self, kind: str, parts: list[str]) -> None:
-        """/api/datasets/NAME[/revision/REV], /tree/REV[/FOLDER], /paths-info/REV, /refs; the same for models."""
-        words = ("revision", "tree", "paths-info", "refs")
+        """/api/datasets/NAME[/revision/REV], /tree/REV[/FOLDER], /paths-info/REV, /refs, /auth-check; models too."""
+        words = ("revision", "tree", "paths-info", "refs", "auth-check")
         at = next((parts.index(word) for word in words if word in parts), len(parts))
         name, word, rest = "/".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :]
         if self.redirected(name) or (folder := self.found(kind, name, rest[0] if rest else "main")) is None:
             return
-        if word == "refs":
+        if word == "auth-check":
+            if not self.refused(name):
+                self.answer(200, b"OK")
+        elif word == "refs":
             main = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit_of(folder)}
             self.answer(200, json.dumps({"branches": [main], "converts": [], "tags": []}).encode())
         elif word == "tree":
@@ -182,14 +190,23 @@ class Answer(BaseHTTPRequestHandler):
         self.answer(307, b"", {"Location": self.path.replace(name, self.hub.moved[name], 1)})
         return True
 
+    def refused(self, name: str) -> bool:
+        """Whether the repository is gated and the token not the one that opens it; then that is the answer."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.hub.gated.get(name, token) == token:
+            return False
+        self.answer(403 if token else 401, b"{}", {"X-Error-Code": "GatedRepo"})
+        return True
+
     def found(self, kind: str, name: str, revision: str) -> Path | None:
         """The revision's folder; None where the answer is already that it is missing."""
         folder = self.hub.folder(kind, name, revision)
         if folder is not None:
             return folder
         if self.hub.folder(kind, name, "main") is None:
-            # The real hub says so to everybody without a token: it does not tell private from missing.
-            self.answer(401, b"{}", {"X-Error-Message": "Invalid username or password."})
+            # The real hub does not tell private from missing. It sends no code; the client guesses it over https only.
+            message = {"X-Error-Message": "Invalid username or password.", "X-Error-Code": "RepoNotFound"}
+            self.answer(401, b"{}", message)
         else:
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         return None
@@ -200,10 +217,9 @@ class Answer(BaseHTTPRequestHandler):
         if self.redirected(name) or (folder := self.found(kind, name, revision)) is None:
             return
         path, commit = folder / file, {"X-Repo-Commit": commit_of(folder)}
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if self.hub.gated.get(name, token) != token:
-            self.answer(403 if token else 401, b"{}", commit | {"X-Error-Code": "GatedRepo"})
-        elif not path.is_file():
+        if self.refused(name):
+            return
+        if not path.is_file():
             self.answer(
                 404, b"", commit | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             )
@@ -273,3 +289,30 @@ def oid_of(path: Path) -> str:
 
 def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run_python(
+    code: str, *words: str, home: Path, endpoint: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new process with HF_HOME and HF_ENDPOINT set, as the clients read them when they are imported.
+
+    The working folder is `home`. A try to reach any other host than this machine fails, and fails the test.
+    """
+    stray = home / "stray.txt"
+    settings = {
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "LINNET_TEST_STRAY": str(stray),
+        "PYTHONPATH": os.pathsep.join([str(GUARD), str(GUARD.parent.parent)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=home,
+        env=os.environ | settings | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert not stray.exists(), f"other hosts were asked: {stray.read_text()}"
+    return done
