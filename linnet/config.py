@@ -68,7 +68,31 @@ class FiltersConfig(Part):
     exact_duplicates: bool = False
     """Keep one of rows that are equal."""
     near_duplicates: float = Field(default=0.0, ge=0, le=1)
-    """Drop a row that is at least this similar to an earlier one (estimated Jaccard index); 0 keeps all."""
+    """Drop a row that is at least this similar to an earlier one (estimated Jaccard index of five-word phrases, such as
+    0.8); 0 keeps all. Training rows near a held-out one go in any case, from 0.8 on."""
+    language: list[str] = []
+    """Drop rows that are surely in no language of this list, such as ["en"]; an empty list keeps all. Needs
+    linnet[language]."""
+    shortest: int = Field(default=0, ge=0)
+    """Drop rows of fewer characters, all turns together."""
+    longest: Annotated[int, Field(gt=0)] | Literal["off"] = "off"
+    """Drop rows of more characters, all turns together."""
+    repetition: float = Field(default=1.0, ge=0, le=1)
+    """Drop rows with a larger share of repeated text (characters in repeated lines, or repeated five-word phrases); 1
+    keeps all, 0.3 is a place to start."""
+    symbols: float = Field(default=1.0, ge=0, le=1)
+    """Drop rows with a larger share of characters that are no letters, digits, spaces or ordinary punctuation; 1 keeps
+    all, 0.1 is a place to start for prose."""
+    digits: float = Field(default=1.0, ge=0, le=1)
+    """Drop rows with a larger share of digits; 1 keeps all, 0.15 is a place to start for prose."""
+    boilerplate: bool = False
+    """Cut Project Gutenberg's header and licence, lines of copyright, licence and cookies, a web page's menu."""
+    references: bool = False
+    """Cut the list of references at the end of an article."""
+    citations: bool = False
+    """Cut `@xcite`, `[ 12 ]` and the empty brackets that citations leave. Not for code, where [12] is an index."""
+    formulas: bool = False
+    """Cut `@xmath0` and LaTeX documents amid the text, and the empty brackets that they leave."""
 
 
 class DataConfig(Part):
