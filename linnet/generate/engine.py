@@ -1,11 +1,10 @@
 """A model that writes: prompt in, text out, whole or as a stream.
 
 Why: published helpers for such models echo the prompt, count it as output, run past the end token, show half
-characters and fail at the last position. What each does right here is one small part: `sampling` (which
-token), `text` (what may be shown), `Window` (which tokens the model sees).
+characters and fail at the last position. What each does right here is one small part: `prompts` (what is read),
+`sampling` (which token), `text` (what may be shown), `rows` (which tokens the model sees).
 How: the prompt goes through the model once and leaves its keys and values in a cache; then each new token is one
-short pass. When the window is full it moves on by a quarter and is read again from there: learned positions
-cannot be shifted in the cache.
+short pass. When the window is full, its row makes room and is read again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,14 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from linnet.errors import UsageError
+from linnet.generate.prompts import Asked, WritingOptions
+from linnet.generate.rows import ArticleRow, MovingRow, Row
 from linnet.generate.sampling import Sampling, SamplingOptions, next_token
-from linnet.generate.text import Characters, Sentences, Stops
+from linnet.generate.text import Beginning, Characters, Sentences, Stops
+from linnet.layout import Layout
 from linnet.model.gpt2 import GPT2, KVCache
 from linnet.model.pretrained import check_vocabulary
+from linnet.template import Template, Turn, segment_ids
 from linnet.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -45,69 +47,138 @@ class Model:
 
     The network is used where it lies and as it is (device, dtype): `linnet.load` prepares one, and the training
     loop passes its own. A tokenizer with more ids than the network is a LinnetError.
+    `template`: that of a model trained on turns; None: a prompt is text that goes on. `reads`: the recipe's
+    data.reads, what of an article too long is read to summarize it.
     """
 
-    def __init__(self, network: GPT2, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        network: GPT2,
+        tokenizer: Tokenizer,
+        *,
+        template: Template | None = None,
+        reads: str = "start",
+    ) -> None:
         check_vocabulary(network, tokenizer)
         self.network = network
         self.tokenizer = tokenizer
+        self.template = template
+        self.reads = reads
 
-    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> str:
-        """Continue `prompt`; returns the text without it.
+    def generate(self, prompt: str = "", **options: Unpack[WritingOptions]) -> str:
+        """Answer `prompt`, or continue it where the model has no template; returns the text without it.
 
         Options, with their defaults: max_new_tokens=200, temperature=0.8 (0: always the likeliest token),
         top_k=None, top_p=0.95, min_p=0.0, repetition_penalty=1.0, stop=() (a text or several), seed="random"
         (a number gives the same text again), end_at_sentence=False. `Sampling` says what each does; a value out
         of range is a UsageError that names it. An empty prompt starts a new text.
+        With a template: system="" (a turn before the prompt), messages=() (a whole conversation of
+        {"role", "content"} in place of both), raw=False (True: the prompt as it is, without the template),
+        continue_sections=False (True: an article goes on beyond the window). `Asked` says more.
         """
         return self.complete(prompt, **options).text
 
-    def stream(self, prompt: str, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+    def stream(self, prompt: str = "", **options: Unpack[WritingOptions]) -> Iterator[str]:
         """`generate` piece by piece: the same text when joined. A piece is never empty, nor half a character."""
-        writing = Writing(self, prompt, Sampling(**options))
-        return writing.pieces()
+        return self.start(prompt, **options).pieces()
 
-    def complete(self, prompt: str, **options: Unpack[SamplingOptions]) -> Completion:
+    def complete(self, prompt: str = "", **options: Unpack[WritingOptions]) -> Completion:
         """`generate` with the tokens and the reason of the end."""
-        writing = Writing(self, prompt, Sampling(**options))
-        text = "".join(writing.pieces())
-        return Completion(text, len(writing.tokens), writing.tokens, writing.finish_reason)
+        return self.start(prompt, **options).complete()
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids that a text starts from: the tokenizer's prefix and the prompt; never empty."""
-        ids = self.tokenizer.prefix + self.tokenizer.encode(prompt)
-        return ids or [self.tokenizer.end_of_text]
+    def start(self, prompt: str = "", **options: Unpack[WritingOptions]) -> "Writing":
+        """A text that is not written yet, but whose prompt is laid out."""
+        asked = Asked(
+            prompt,
+            system=options.pop("system", ""),
+            messages=options.pop("messages", ()),
+            raw=options.pop("raw", False),
+            continue_sections=options.pop("continue_sections", False),
+        )
+        sampling_options: SamplingOptions = options
+        sampling = Sampling(**sampling_options)
+        turns = asked.turns(self.template)
+        if turns is None or self.template is None:
+            return Writing(self, self._encode_raw(prompt), sampling)
+        # A row is n_positions ids that are read, and one more that is predicted.
+        size = self.network.config.n_positions + 1
+        layout = Layout(self.template, self.tokenizer, size=size, reads=self.reads)
+        return Writing(
+            self,
+            layout.prompt(turns, reply=sampling.max_new_tokens),
+            sampling,
+            answer=Answer(layout, turns, goes_on=asked.continue_sections),
+        )
+
+    def encode_prompt(self, prompt: str = "", **options: Unpack[WritingOptions]) -> list[int]:
+        """Ids that a text starts from, never empty: end-of-text, the turns and the header of the answer.
+
+        Without a template the tokenizer's prefix and the prompt.
+        """
+        return self.start(prompt, **options).prompt
+
+    def _encode_raw(self, prompt: str) -> list[int]:
+        return self.tokenizer.prefix + self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of a text that answers turns."""
+
+    layout: Layout
+    turns: Sequence[Turn]
+    goes_on: bool
+    """Beyond the window, as an article does."""
 
 
 class Writing:
-    """One text while it is written."""
+    """One text while it is written.
 
-    def __init__(self, model: Model, prompt: str, sampling: Sampling) -> None:
-        if not isinstance(prompt, str):
-            raise UsageError(f"prompt is {prompt!r}, but must be a text.")
+    Attributes:
+        prompt: the ids that it starts from.
+        tokens: the ids written so far.
+    """
+
+    def __init__(
+        self, model: Model, prompt: Sequence[int], sampling: Sampling, *, answer: Answer | None = None
+    ) -> None:
         self.model = model
         self.sampling = sampling
         self.seed = sampling.drawn_seed()
-        self.prompt = model.encode_prompt(prompt)
+        self.prompt = list(prompt)
+        self.answer = answer
         self.tokens: list[int] = []
         self.finish_reason: FinishReason = "length"
+
+    @property
+    def asked_tokens(self) -> int:
+        """Ids of the prompt, had nothing been left out to make it fit the window."""
+        if self.answer is None:
+            return len(self.prompt)
+        segments = self.answer.layout.template.prompt_segments(self.answer.turns)
+        return len(segment_ids(self.model.tokenizer, segments)[0])
+
+    def complete(self) -> Completion:
+        """All of it at once."""
+        text = "".join(self.pieces())
+        return Completion(text, len(self.tokens), self.tokens, self.finish_reason)
 
     def pieces(self) -> Iterator[str]:
         """The text in pieces that are certain; runs the model as they are asked for."""
         characters = Characters(self.model.tokenizer)
+        beginning = Beginning(strip=self.answer is not None)
         stops = Stops(self.sampling.stops)
         sentences = Sentences(cut=self.sampling.end_at_sentence)
         for token in self.draw_tokens():
-            piece = sentences.feed(stops.feed(characters.feed(token)))
+            piece = sentences.feed(stops.feed(beginning.feed(characters.feed(token))))
             if piece:
                 yield piece
             if stops.found:
                 break
         rest = ""
         if not stops.found:
-            rest = stops.feed(
-                characters.finish()
-            )  # an unfinished character: U+FFFD, which may be a stop text
+            # An unfinished character: U+FFFD, which may be a stop text.
+            rest = stops.feed(beginning.feed(characters.finish()))
             if not stops.found:
                 rest += stops.finish()
         if stops.found:
@@ -118,62 +189,53 @@ class Writing:
 
     def draw_tokens(self) -> Iterator[int]:
         """At most `max_new_tokens` tokens; ends before the end token."""
-        window = Window(self.model.network, room=len(self.prompt) + self.sampling.max_new_tokens)
-        ids = list(self.prompt)
+        room = len(self.prompt) + self.sampling.max_new_tokens
+        window = Window(self.model.network, self._row(), room=room)
         end_of_text = self.model.tokenizer.end_of_text
         no_tokens = torch.empty(0, dtype=torch.long)
         for number in range(self.sampling.max_new_tokens):
             with inference(self.model.network):
-                logits = window.logits(ids)
+                logits = window.logits()
             logits = logits[: self.model.tokenizer.vocab_size]  # ids beyond it are padding without a text
-            seen = window.seen(ids, but=end_of_text) if self.sampling.repetition_penalty != 1 else no_tokens
+            seen = window.seen(but=end_of_text) if self.sampling.repetition_penalty != 1 else no_tokens
             token = next_token(logits, seen, sampling=self.sampling, seed=self.seed, number=number)
             if token == end_of_text:
                 self.finish_reason = "stop"
                 return
             self.tokens.append(token)
-            ids.append(token)
+            window.append(token)
             yield token
+
+    def _row(self) -> Row:
+        if self.answer and self.answer.goes_on:
+            return ArticleRow(self.prompt, layout=self.answer.layout, turns=self.answer.turns)
+        return MovingRow(self.prompt, size=self.model.network.config.n_positions)
 
 
 class Window:
-    """The tokens that the model sees, and their keys and values.
+    """A row before the network, and the keys and values of what was read of it."""
 
-    Of n tokens it sees those from `window_start(n)`, which depends on n alone: so a text goes on in the same way
-    whether its beginning was a prompt or written by the model.
-    """
-
-    def __init__(self, network: GPT2, *, room: int) -> None:
+    def __init__(self, network: GPT2, row: Row, *, room: int) -> None:
         weight = network.wte.weight
         self.network = network
-        self.size = network.config.n_positions
-        self.cache = KVCache(
-            network.config, size=min(room, self.size), device=weight.device, dtype=weight.dtype
-        )
-        self.start = 0
+        self.row = row
+        size = min(room, network.config.n_positions)
+        self.cache = KVCache(network.config, size=size, device=weight.device, dtype=weight.dtype)
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """Scores [V] of the token after `ids`, on the CPU in fp32. Only what the cache lacks is computed."""
-        start = window_start(len(ids), size=self.size)
-        if start != self.start:
+    def append(self, token: int) -> None:
+        """Take in a token."""
+        if self.row.append(token):
             self.cache.clear()
-            self.start = start
-        new = torch.tensor([ids[start + self.cache.length :]], device=self.cache.keys.device)
+
+    def logits(self) -> Tensor:
+        """Scores [V] of the next token, on the CPU in fp32. Only what the cache lacks is computed."""
+        new = torch.tensor([self.row.ids[self.cache.length :]], device=self.cache.keys.device)
         hidden = self.network(new, cache=self.cache)
         return self.network.logits(hidden[0, -1]).float().cpu()
 
-    def seen(self, ids: Sequence[int], *, but: int) -> Tensor:
+    def seen(self, *, but: int) -> Tensor:
         """The different ids in the window, without the id `but`."""
-        return torch.tensor(sorted(set(ids[self.start :]) - {but}), dtype=torch.long)
-
-
-def window_start(length: int, *, size: int) -> int:
-    """The first of `length` tokens in a window of `size`: 0, then in steps of a quarter window.
-
-    Example: size 8: up to 8 tokens 0, for 9 and 10 tokens 2, for 11 and 12 tokens 4.
-    """
-    step = max(1, size // 4)
-    return max(0, -(-(length - size) // step) * step)
+        return torch.tensor(sorted(set(self.row.ids) - {but}), dtype=torch.long)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""From tokens to text that may be shown: three gates in a row, each holding back what could still change.
+"""From tokens to text that may be shown: gates in a row, each holding back what could still change.
 
 Why: a token can end in the middle of a character, a stop text can be spread over tokens, and a sentence is known
 to be one only when the next begins. What a stream has shown cannot be taken back.
-How: ids -> `Characters` -> `Stops` -> `Sentences` -> text. Each has `feed`, which returns what is certain by now, and
-`finish`, which returns the rest. The text that is not streamed is the same pieces, joined.
+How: ids -> `Characters` -> `Beginning` -> `Stops` -> `Sentences` -> text. Each has `feed`, which returns what is
+certain by now, and `finish`, which returns the rest (`Beginning` has none). The text that is not streamed is the same
+pieces, joined.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,21 @@ class Characters:
     def _text(self) -> str:
         start = len(self.tokenizer.decode(self.before))
         return self.tokenizer.decode(self.before + self.pending)[start:]
+
+
+class Beginning:
+    """Leaves out the white space that an answer begins with: a template puts the space at the seam into the answer."""
+
+    def __init__(self, *, strip: bool) -> None:
+        self.strip = strip
+
+    def feed(self, piece: str) -> str:
+        """`piece` from the first character on that is no white space."""
+        if not self.strip:
+            return piece
+        rest = piece.lstrip()
+        self.strip = not rest
+        return rest
 
 
 class Stops:

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from linnet import files
 from linnet.errors import LinnetError
+from linnet.model.chat_template import write_template
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.resolve import INDEX, WEIGHTS, resolve_model
+from linnet.template import Template
 from linnet.tokenizer import Tokenizer
 
 # Old files hold the causal mask as a buffer beside each attention; it is no weight.
@@ -259,12 +261,18 @@ def _read(stored: _Stored, name: str) -> Tensor:
 
 
 def save_model(
-    folder: Path, model: GPT2, *, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32
+    folder: Path,
+    model: GPT2,
+    *,
+    tokenizer: Tokenizer,
+    template: Template | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer into the existing `folder`.
 
-    The files go straight to their names, so call it inside `files.new_folder`. The same weights give the same
-    bytes. A tokenizer with more ids than the model has is a LinnetError.
+    `template`: that of the turns it was trained on, for chat_template.jinja. The files go straight to their names,
+    so call it inside `files.new_folder`. The same weights give the same bytes. A tokenizer with more ids than the
+    model has is a LinnetError.
     """
     check_vocabulary(model, tokenizer)
     kind = str(dtype).removeprefix("torch.")
@@ -279,6 +287,8 @@ def save_model(
         folder / WEIGHTS, published_weights(model, dtype=dtype), metadata={"format": "pt"}
     )
     tokenizer.save(folder, n_positions=model.config.n_positions)
+    if template is not None:
+        write_template(folder, template, end_token=tokenizer.end_token)
 
 
 def published_weights(model: GPT2, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

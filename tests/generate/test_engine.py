@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from linnet.errors import LinnetError, UsageError
-from linnet.generate.engine import Model, window_start
+from linnet.generate.engine import Model
+from linnet.generate.rows import window_start
 from linnet.generate.sampling import Sampling, next_token
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model, save_model
