@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from linnet import words
 from linnet.errors import LinnetError
-from linnet.tokenizer import END_OF_TEXT, Tokenizer, cut_stream, load_tokenizer, train_bpe, train_char
+from linnet.tokenizer import END_OF_TEXT, Tokenizer, cut_stream, load_tokenizer, train_bpe, train_char, words
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GPT2 = SHARED / "gpt2-tokenizer"

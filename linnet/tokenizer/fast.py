@@ -19,12 +19,22 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from linnet.words import FlatIds
+from linnet.tokenizer.words import FlatIds
 
 # Noncharacters (U+FDD0, U+FDD1): never assigned. A text that holds the mark all the same is encoded without gigatoken.
 MARK = "\ufdd0linnet\ufdd1"
 # Loading takes 0.12 to 0.16 s, in which the plain way encodes about this many characters.
 WORTHWHILE = 1_500_000
+
+# What the sample of `_agrees` is made of. RECENT: letters and digits of Unicode 14 to 16, which an old library takes
+# for something else.
+WHITE_SPACE = " \n\r\t\xa0\u3000\u2028\u200b\0\x1c\x85\x7f\ufeff"
+WORDS = (
+    "'s 'S 'll 're 've 'd 'm 't ’s '' n't I'M x=1; {} !!! <| |> endoftext <|im_start|> <s> [INST] \ufdd0 \ufffd "
+    "the The linnet 0 12 3.14 ½ Ⅷ ² ٣ १२ Straße é e\u0301 ǅ ﬁ 中文 日本語 한국어 ภาษา עברית العربية हिन्दी Ελλη мир ა "
+    "👩‍👩‍👧 👍🏽 🇫🇷 😀 © → — … “ \U00010400 \U0001e922 \U000e0041 \U0010ffff"
+)
+RECENT = "\u0870\U0001e290\U00011f04\U00011f50\U0001e4d0\U0002ebf0\u1c89\ua7cb\U00010d4a\U00010d40"
 
 FastEncoder = Callable[[Sequence[str]], FlatIds | None]
 """Ids of texts; None where these texts must be encoded in the plain way."""
@@ -94,107 +104,22 @@ def _agrees(encoder: FastEncoder, inner: tokenizers.Tokenizer) -> bool:
 
 def sample_texts(inner: tokenizers.Tokenizer) -> list[str]:
     """What is compared: prose, code, white space, contractions, scripts, emoji, control tokens, rare words."""
+    controls = (token.content for token in inner.get_added_tokens_decoder().values())
     parts = [
-        *(
-            "",
-            " ",
-            "  ",
-            "\n",
-            "\r\n",
-            "\t",
-            "\u00a0",
-            "\u3000",
-            "\u2028",
-            "\u200b",
-            "\x00",
-            "\x1c",
-            "\x85",
-            "\x7f",
-        ),
-        *(
-            "'s",
-            "'S",
-            "'ll",
-            "'re",
-            "'ve",
-            "'d",
-            "'m",
-            "'t",
-            "’s",
-            " '",
-            "''",
-            "n't",
-            "I'M",
-            "x=1;",
-            "{}",
-            "!!!",
-        ),
-        *(
-            "the",
-            " The",
-            "linnet",
-            "0",
-            "12",
-            "3.14",
-            "½",
-            "Ⅷ",
-            "²",
-            "٣",
-            "१२",
-            "Straße",
-            "é",
-            "e\u0301",
-            "ǅ",
-            "ﬁ",
-        ),
-        *(
-            "中文",
-            "日本語",
-            "한국어",
-            "ภาษา",
-            "עברית",
-            "العربية",
-            "हिन्दी",
-            "Ελλη",
-            "мир",
-            "ა",
-            "\U00010400",
-            "\U0001e922",
-        ),
-        *(
-            "👩‍👩‍👧",
-            "👍🏽",
-            "🇫🇷",
-            "😀",
-            "©",
-            "→",
-            "—",
-            "…",
-            "“",
-            "\ufeff",
-            "\ufffd",
-            "\U000e0041",
-            "\U0010ffff",
-        ),
-        *(token.content for token in inner.get_added_tokens_decoder().values()),
-        *(
-            "<|",
-            "|>",
-            "endoftext",
-            "<|im_start|>",
-            "<s>",
-            "[INST]",
-            "a" * 50,
-            "-" * 40,
-            " " * 30,
-            "\n" * 9,
-            "\ufdd0",
-        ),
+        *WHITE_SPACE,
+        *WORDS.split(),
+        *RECENT,
+        *controls,
+        "  ",
+        "a" * 50,
+        "-" * 40,
+        " " * 30,
+        "\n" * 9,
+        "",
     ]
     generator = random.Random(0)
     texts = [*parts, *(f"a{part}b 1{part}2 {part} !{part}!  {part}\n" for part in parts)]
-    texts += ["".join(generator.choices(parts, k=generator.randint(2, 30))) for _ in range(300)]
-    vocabulary = sorted(inner.get_vocab(with_added_tokens=False).values())
-    for _ in range(100):  # words of this vocabulary, in any order
-        texts.append(inner.decode(generator.choices(vocabulary, k=20), skip_special_tokens=False))
-    return texts
+    texts += ["".join(generator.choices(parts, k=generator.randint(2, 30))) for _ in range(200)]
+    size = inner.get_vocab_size(with_added_tokens=False)
+    words = [[generator.randrange(size) for _ in range(10)] for _ in range(100)]  # of this vocabulary
+    return texts + inner.decode_batch(words, skip_special_tokens=False)

@@ -1,14 +1,4 @@
-"""Text to ids and back: one class over GPT-2's BPE, a BPE trained here, and characters.
-
-What   `Tokenizer` wraps the Rust library `tokenizers`; `load_tokenizer`, `train_bpe` and `train_char` make one.
-Why    Every tokenizer is saved as the same tokenizer.json that transformers reads, with end-of-text in front of each
-       text. What a user typed never becomes a control token: `<|endoftext|>` in a file is 13 plain characters.
-How    `encode` / `decode` for one text, `encode_batch` for many, `encode_stream` for one that is larger than memory;
-       `encode_flat` and `stream_flat` give numpy arrays and spare a Python object for each id. With GPT-2's
-       pre-tokenizer the ids come from a table of words (words.py) or, for much text and where it is installed, from
-       gigatoken (fast_tokenizer.py): the same ids from each. Ids come without the leading end-of-text; `prefix` says
-       what the saved file puts there.
-"""
+"""The class over all kinds of tokenizers; the package says what and why."""
 
 from __future__ import annotations
 
@@ -27,18 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, processors
 
 from linnet import files
-from linnet.errors import DiskError, LinnetError
-from linnet.fast_tokenizer import WORTHWHILE, FastEncoder, fast_encoder
-from linnet.hub import missing_tokenizer, snapshot
-from linnet.words import BATCH, CUT_GPT2, WordIds
-from linnet.words import FlatIds as FlatIds
-from linnet.words import cut_stream as cut_stream
-
-END_OF_TEXT = "<|endoftext|>"
-HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+from linnet.errors import LinnetError
+from linnet.tokenizer.fast import WORTHWHILE, FastEncoder, fast_encoder
+from linnet.tokenizer.layout import (
+    END_OF_TEXT,
+    byte_level,
+    control,
+    is_gpt2,
+    parse,
+    with_special,
+)
+from linnet.tokenizer.layout import (
+    end_token as named_end_token,
+)
+from linnet.tokenizer.words import BATCH, CUT_GPT2, FlatIds, WordIds, cut_stream
 
 _CUT_ANYWHERE = re.compile("")
 # Other published pre-tokenizers, GPT-4's for one, join a newline to punctuation; none joins a space to a letter before.
@@ -76,11 +71,11 @@ class Tokenizer:
             )
         inner.no_truncation()
         inner.no_padding()
-        self._decoder = _with_special(
+        self._decoder = with_special(
             inner, {end_token}
         )  # the file's own marks: what `decode` drops and `save` writes
         added = {token.content for token in inner.get_added_tokens_decoder().values()}
-        inner = _with_special(self._decoder, added)
+        inner = with_special(self._decoder, added)
         inner.encode_special_tokens = True  # control tokens in a text are plain characters
         self._inner = inner
         self.end_of_text: int = end_of_text
@@ -170,11 +165,11 @@ class Tokenizer:
 
     @cached_property
     def _words(self) -> WordIds | None:
-        return WordIds(self._encode_lists) if _is_gpt2(self._inner) else None
+        return WordIds(self._encode_lists) if is_gpt2(self._inner) else None
 
     @cached_property
     def _fast(self) -> FastEncoder | None:
-        if not _is_gpt2(self._inner):
+        if not is_gpt2(self._inner):
             return None
         encoder, reason = fast_encoder(self._inner)
         if reason and multiprocessing.parent_process() is None:
@@ -211,7 +206,7 @@ class Tokenizer:
     def _cut_places(self) -> re.Pattern[str]:
         if self.is_char:
             return _CUT_ANYWHERE
-        return CUT_GPT2 if _is_gpt2(self._inner) else _CUT_BEFORE_SPACE
+        return CUT_GPT2 if is_gpt2(self._inner) else _CUT_BEFORE_SPACE
 
     def _refuse_unknown(self, text: str) -> None:
         for character in text:
@@ -264,10 +259,10 @@ class Tokenizer:
         Raises:
             LinnetError: neither is there, or a file is damaged.
         """
-        end_token = _end_token(folder)
+        end_token = named_end_token(folder)
         path = folder / "tokenizer.json"
         if path.is_file():
-            return cls(_parse(path), end_token=end_token)
+            return cls(parse(path), end_token=end_token)
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
         if not (vocab.is_file() and merges.is_file()):
             raise LinnetError(
@@ -275,11 +270,11 @@ class Tokenizer:
                 "copy them there or set tokenizer.name to another folder."
             )
         try:
-            inner = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+            inner = byte_level(models.BPE.from_file(str(vocab), str(merges)))
         except Exception as error:  # tokenizers raises the bare Exception class
             raise LinnetError(f"{vocab} and {merges.name} are damaged: {error}; copy them again.") from error
         if inner.token_to_id(end_token) is not None:
-            inner.add_special_tokens([_control(end_token)])
+            inner.add_special_tokens([control(end_token)])
         return cls(inner, end_token=end_token)
 
 
@@ -305,66 +300,6 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    """GPT-2's road from text to bytes and back around `model`."""
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    inner.decoder = decoders.ByteLevel()
-    return inner
-
-
-def _control(token: str) -> AddedToken:
-    return AddedToken(token, special=True, normalized=False)
-
-
-def _with_special(inner: tokenizers.Tokenizer, contents: set[str]) -> tokenizers.Tokenizer:
-    """`inner` with the tokens `contents` marked as special; a copy where one of them is not yet.
-
-    Only tokens with this mark are kept from being found in a text, and files exist whose end token has none.
-    """
-    marked = {t.content for t in inner.get_added_tokens_decoder().values() if t.special}
-    if contents <= marked:
-        return inner
-    layout = json.loads(inner.to_str())
-    for token in layout["added_tokens"]:
-        token["special"] |= token["content"] in contents
-    for content in sorted(contents - {token["content"] for token in layout["added_tokens"]}):
-        off = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
-        entry = {"id": inner.token_to_id(content), "content": content, "special": True, **off}
-        layout["added_tokens"].append(entry)
-    layout["added_tokens"].sort(key=lambda token: int(token["id"]))
-    return tokenizers.Tokenizer.from_str(json.dumps(layout))
-
-
-def _is_gpt2(inner: tokenizers.Tokenizer) -> bool:
-    """Whether texts are split by GPT-2's own regular expression and nothing else."""
-    if inner.normalizer is not None or not isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
-        return False
-    state = json.loads(inner.pre_tokenizer.__getstate__())
-    return bool(state["use_regex"]) and not state["add_prefix_space"]
-
-
-def _parse(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises the bare Exception class
-        raise LinnetError(f"{path} is not a tokenizer that can be read: {error}; copy it again.") from error
-
-
-def _end_token(folder: Path) -> str:
-    """The `eos_token` of tokenizer_config.json; `<|endoftext|>` where none is named."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return END_OF_TEXT
-    try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise LinnetError(f"{path} is not a JSON object: {error}; mend or remove it.") from error
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else END_OF_TEXT
-
-
 def _surrogate_message(texts: Sequence[str]) -> str:
     for text in texts:
         try:
@@ -375,58 +310,3 @@ def _surrogate_message(texts: Sequence[str]) -> str:
                 f"{error.start}; it cannot be written as UTF-8: remove it."
             )
     return "A text must be a string."
-
-
-def train_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE with GPT-2's pre-tokenizer; the same texts give the same tokenizer.
-
-    Ids 0-255 are the bytes, then the merges in the order they were learned (each pair at least twice in the text),
-    and last end-of-text. A short text gives fewer than `vocab_size` entries.
-    """
-    inner = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    inner.train_from_iterator(texts, trainer=trainer)
-    inner.add_special_tokens([_control(END_OF_TEXT)])
-    return Tokenizer(inner)
-
-
-def train_char(texts: Iterator[str]) -> Tokenizer:
-    """One id for each character that occurs, in the order of their code points; end-of-text is last."""
-    characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    inner = tokenizers.Tokenizer(
-        models.BPE(vocab={c: i for i, c in enumerate(sorted(characters))}, merges=[])
-    )
-    inner.decoder = decoders.Fuse()
-    inner.add_special_tokens([_control(END_OF_TEXT)])
-    return Tokenizer(inner)
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a folder, a run folder, or a name on the hub (`gpt2`).
-
-    A folder may hold it itself, in model/ (a run) or in tokenizer/ (prepared data). The hub is asked through
-    huggingface_hub, which honours HF_HOME and HF_ENDPOINT; what its cache holds is taken without the network.
-
-    Raises:
-        LinnetError: no such folder, nothing usable in it, or the hub cannot be reached.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        for place in (folder, folder / "model", folder / "tokenizer"):
-            if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
-                return Tokenizer.load(place)
-        return Tokenizer.load(folder)
-    try:
-        return Tokenizer.load(snapshot(name, patterns=HUB_FILES, missing=missing_tokenizer))
-    except DiskError:
-        raise
-    except LinnetError as error:
-        advice = "Offline, set tokenizer.name to a folder with tokenizer.json, or to bpe."
-        raise LinnetError(f"The tokenizer {name}: {error} {advice}") from error
