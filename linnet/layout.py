@@ -5,8 +5,7 @@ What   `Layout` lays turns out as ids: shortens what is read, goes on with a tex
 Why    A model goes on with a long text well only from prompts that look like the windows that it was trained on, so
        data and generation share this file.
 How    A row is `[end-of-text]`, then header and content of each turn. What is carried from before takes at most half a
-       row; the longest turn gives way first, at the end of a sentence. A text that goes on repeats a quarter row of
-       its own.
+       row; the longest turn gives way first, at the end of a sentence. Where a text goes on, half the row is new.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from linnet.errors import LinnetError
@@ -56,6 +56,7 @@ class Layout:
         """
         self.template, self.tokenizer, self.size = template, tokenizer, size
         self.reads = reads if template == SUMMARIES else "start"
+        self._bytes = tokenizer.byte_lengths()
         self.lists_headings = template == PAPERS
         roles = list(template.headers)
         self.first = self._headers(roles, first=True)
@@ -131,12 +132,13 @@ class Layout:
         text = self.tokenizer.decode(part)
         places = [text.rfind("\n")] if paragraphs else []
         places += [last_sentence_end(text, growing=True), text.rfind(" ")]
+        ends = [0, *accumulate(self._bytes[token] for token in part)]
         for place in places:
             if place <= 0:
                 continue
-            # Ids have no text of their own where a character takes several, but the text of the first k grows with k.
-            k = bisect_left(range(len(part)), place, key=lambda k: len(self.tokenizer.decode(part[:k])))
-            if k > 0 and self.tokenizer.decode(part[:k]) == text[:place]:
+            k = bisect_left(ends, len(text[:place].encode()))
+            # No, where `low` is inside a character, or the tokenizer's decoder puts in something of its own.
+            if self.tokenizer.decode(part[:k]) == text[:place]:
                 return low + k
         return high
 
@@ -151,18 +153,24 @@ class Layout:
         kept = self.shorten(context, max(self.carried(role), left))
         return [*self.read(kept), *self._header(role, first=not kept)], kept
 
+    def carry(self, context: Sequence[Part], role: str) -> list[Part]:
+        """`context` in at most a quarter of a row, for the rows in which a text of `role` goes on."""
+        return self.shorten(context, min(self.size // 4, self.carried(role)))
+
     def go_on(
         self, context: Sequence[Part], role: str, tail: Sequence[int], headings: Sequence[str] = ()
-    ) -> tuple[list[int], list[Part]]:
-        """The row in which a text of `role` goes on: the context, headings so far, header, and the end of `tail`."""
-        sections = self._sections(headings) if self.lists_headings else []
-        kept = self.shorten(context, self.carried(role) - len(sections))
-        ids = self.read(kept)
-        if kept:
-            ids += sections
-        ids += self._header(role, first=not kept)
-        repeated = min(self.size // 4, (self.size - len(ids) - 1) // 2)
-        return [*ids, *tail[max(0, len(tail) - repeated) :]], kept
+    ) -> list[int]:
+        """The row in which a text of `role` goes on, up to where it does, in at most half of it.
+
+        That is what `carry` left of the context, the headings so far, the header, and the end of `tail`, the text so
+        far. Headings and repeated text take at most a quarter together.
+        """
+        ids = self.read(context)
+        sections = self._sections(headings) if self.lists_headings and context else []
+        ids += sections
+        ids += self._header(role, first=not context)
+        repeated = min(self.size // 4 - len(sections), (self.size - len(ids) - 1) // 2)
+        return [*ids, *tail[max(0, len(tail) - repeated) :]]
 
     def _header(self, role: str, *, first: bool) -> list[int]:
         return (self.first if first else self.later)[role]
@@ -180,13 +188,21 @@ class Layout:
     def prompt(self, turns: Iterable[Turn], *, reply: int) -> list[int]:
         """A row up to the assistant's header that leaves at least `reply` ids for what the assistant says.
 
-        Where the turns do not fit, the system's and the last whole ones stay; where the last is too long by itself,
-        it is shortened. At least half the row is for the turns.
+        Where the turns do not fit, the system's and the last whole ones stay; where those since the assistant's last
+        are too long by themselves, they are shortened. At least half the row is for the turns.
         """
         parts = self.parts(turns)
         room = max(self.size - 1 - self.overhead[ANSWERER] - reply, self.carried(ANSWERER))
         if self.cost(parts) > room:
-            parts = self.recent(parts, room) or self.shorten(parts[-1:], room)
+            said = max((i for i, part in enumerate(parts, 1) if part.role == ANSWERER), default=0)
+            own = parts[said:] or parts[-1:]
+            kept = self.recent(parts, room)
+            if (
+                kept[-len(own) :] != own
+            ):  # the same as in training: what leads to the answer, in what room there is
+                lead = self.shorten(parts[:1], self.size // 4) if parts[0].role == "system" and said else []
+                kept = self.shorten([*lead, *own], room)
+            parts = kept
         return [*self.read(parts), *self._header(ANSWERER, first=not parts)]
 
     def recent(self, parts: Sequence[Part], room: int) -> list[Part]:
@@ -207,11 +223,13 @@ class Layout:
         """
         text = so_far.strip()
         tail = self.tokenizer.encode_batch([" " + text])[0] if text else []
-        return self.go_on(self.parts(turns), ANSWERER, tail, headings(text))[0]
+        context = self.carry(self.parts(turns), ANSWERER)
+        return self.go_on(context, ANSWERER, tail, headings(text))
 
 
 SECTIONS = "\nsections:"
-_HEADING = re.compile(r"^[^\S\n]*(\S[^\n]{0,58}[^\s.!?:;,])[^\S\n]*\n(?=[^\n]{100})", re.MULTILINE)
+_BELOW = 100  # characters of the paragraph below
+_HEADING = re.compile(rf"^[^\S\n]*(\S[^\n]{{0,58}}[^\s.!?:;,])[^\S\n]*\n(?=[^\n]{{{_BELOW}}})", re.MULTILINE)
 
 
 def headings(text: str) -> list[str]:
@@ -220,8 +238,13 @@ def headings(text: str) -> list[str]:
     That is a line of at most 60 characters and 8 words that begins with a capital, has no full stop or the like at its
     end, and has a paragraph of at least 100 characters below it.
     """
-    found = [match[1] for match in _HEADING.finditer(text)]
-    return [name for name in found if name[0].isupper() and len(name.split()) <= 8]
+    return [name for _, name in heading_places(text)]
+
+
+def heading_places(text: str) -> list[tuple[int, str]]:
+    """The same headings, each with the length of text in which it is seen to be one."""
+    found = [(match.end() + _BELOW, match[1]) for match in _HEADING.finditer(text)]
+    return [(end, name) for end, name in found if name[0].isupper() and len(name.split()) <= 8]
 
 
 def _cap(costs: Sequence[int], room: int) -> int:

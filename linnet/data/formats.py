@@ -182,7 +182,18 @@ def _chat_turns(values: Mapping[str, Any], row: RowFormat) -> list[Turn]:
     turns = []
     if "system" in row.columns:
         turns.append(Turn("system", scalar_text(values, row.columns["system"], needed=False)))
-    turns += [_turn(message, number) for number, message in enumerate(messages, 1)]
+    for number, message in enumerate(messages, 1):
+        try:
+            role, content = message["role"], message["content"]
+        except (KeyError, TypeError):
+            role, content = _other_names(message, number)
+        known = ROLES.get(role) if isinstance(role, str) else None
+        turns.append(
+            Turn(
+                known or _folded(role, number),
+                content if isinstance(content, str) else _content(content, number),
+            )
+        )
     turns = normalize(turns)
     if not turns:
         return []
@@ -191,16 +202,22 @@ def _chat_turns(values: Mapping[str, Any], row: RowFormat) -> list[Turn]:
     return turns
 
 
-def _turn(message: Any, number: int) -> Turn:
-    try:
-        role = message["role"] if "role" in message else message["from"]
-        content = message["content"] if "content" in message else message["value"]
-    except (KeyError, TypeError):
-        raise Unusable(f"turn {number} is not of the form {{role, content}} or {{from, value}}") from None
+def _other_names(message: Any, number: int) -> tuple[Any, Any]:
+    """Role and content of a turn as ShareGPT has it, or of one without a content."""
+    if isinstance(message, Mapping):
+        if "role" in message:
+            return message["role"], message.get("content")
+        if "from" in message and "value" in message:
+            return message["from"], message["value"]
+    raise Unusable(f"turn {number} is not of the form {{role, content}} or {{from, value}}")
+
+
+def _folded(role: Any, number: int) -> str:
+    """The role of a name that is written in another case."""
     known = ROLES.get(role.casefold()) if isinstance(role, str) else None
     if known is None:
         raise Unusable(f"turn {number} has the unknown role {role!r:.80}")
-    return Turn(known, content if isinstance(content, str) else _content(content, number))
+    return known
 
 
 def _content(content: Any, number: int) -> str:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 
 class Record(NamedTuple):
     """A row as it was read: its columns. A line of plain text is {"text": line}."""
@@ -33,8 +36,8 @@ class Unusable(ValueError):
 class Window:
     """One example: `[end-of-text] + ids`, one learn flag for each id; at most `size` ids."""
 
-    ids: list[int]
-    learn: list[int]
+    ids: npt.NDArray[np.uint32]
+    learn: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

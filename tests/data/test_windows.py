@@ -84,15 +84,16 @@ def check(encoder: Encoder, turns: list[Turn], encoded: Encoded) -> None:
     end = tokenizer.end_of_text
     kept = normalize(turns)
     used = answered(kept)
-    for window in encoded.windows:
-        assert len(window.ids) == len(window.learn) <= encoder.size
-        assert (window.ids[0], window.learn[0]) == (end, 0)
+    rows = [window.ids.tolist() for window in encoded.windows]
+    for ids, window in zip(rows, encoded.windows, strict=True):
+        assert len(ids) == len(window.learn) <= encoder.size
+        assert (ids[0], window.learn[0]) == (end, 0)
         assert any(window.learn)
-        for i, token in enumerate(window.ids[:-1]):
+        for i, token in enumerate(ids[:-1]):
             if i and token == end:  # only behind an answer, so a header follows
-                without_prefix(window.ids[i + 1 :], *layout.later.values(), tokenizer.encode("\nsections:"))
+                without_prefix(ids[i + 1 :], *layout.later.values(), tokenizer.encode("\nsections:"))
     # What is learned, joined, is each target once, with its end-of-text.
-    learned = [t for w in encoded.windows for t, flag in zip(w.ids, w.learn, strict=True) if flag]
+    learned = learned_of(encoded)
     for role, text in used:
         if not learns(role, encoder.learn):
             continue
@@ -112,10 +113,14 @@ def check(encoder: Encoder, turns: list[Turn], encoded: Encoded) -> None:
     if not encoded.shortened:
         for content in contents[: len(used)] if len(encoded.windows) > 1 else []:
             if len(content) < encoder.size // 4:
-                assert any(contains(window.ids, content) for window in encoded.windows)
+                assert any(contains(ids, content) for ids in rows)
     if used and 1 + layout.cost(layout.parts(used)) <= encoder.size:
         expected = segment_ids(tokenizer, layout.template.segments(turns, learn=encoder.learn))
-        assert [(w.ids, w.learn) for w in encoded.windows] == [expected]
+        assert [(w.ids.tolist(), w.learn.tolist()) for w in encoded.windows] == [expected]
+
+
+def learned_of(encoded: Encoded) -> list[int]:
+    return [token for window in encoded.windows for token in window.ids[window.learn == 1].tolist()]
 
 
 def contains(ids: list[int], part: list[int]) -> bool:
@@ -152,12 +157,24 @@ def test_lines(kind: str, size: int, line: str) -> None:
     encoder = encoder_of(kind, "lines", size)
     [encoded] = encoder([[Turn("text", line)]])
     end, ids = encoder.tokenizer.end_of_text, encoder.tokenizer.encode(line)
-    learned = [t for w in encoded.windows for t, flag in zip(w.ids, w.learn, strict=True) if flag]
-    assert learned == [*ids, end]
+    assert learned_of(encoded) == [*ids, end]
     assert encoder.tokenizer.decode(ids) == line
     for window in encoded.windows:
         assert len(window.ids) == len(window.learn) <= size
         assert (window.ids[0], window.learn[0]) == (end, 0)
-        assert end not in window.ids[1:-1]
+        assert end not in window.ids[1:-1].tolist()
     assert all(sum(window.learn) + size // 4 + 1 == size for window in encoded.windows[1:-1])
     assert encoded.source_tokens == encoded.present_tokens == len(ids)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(CHATS, max_size=6), st.integers(16, 64))
+def test_rows_together_are_as_rows_alone(rows: list[list[Turn]], size: int) -> None:
+    encoder = encoder_of("bpe", "chat", size)
+    for turns, together in zip(rows, encoder(rows), strict=True):
+        [alone] = encoder([turns])
+        assert [(w.ids.tolist(), w.learn.tolist()) for w in together.windows] == [
+            (w.ids.tolist(), w.learn.tolist()) for w in alone.windows
+        ]
+        assert together.source_tokens == alone.source_tokens
+        assert together.present_tokens == alone.present_tokens
