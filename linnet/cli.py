@@ -107,6 +107,62 @@ def train(
     )
 
 
+@app.command(name="eval")
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... [data.KEY=VALUE]...",
+            help="Runs, model folders or names on the hub; data.KEY=VALUE says how --data is read.",
+        ),
+    ],
+    *,
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Measure on all of this, not on the run's held-out split.")
+    ] = "",
+    data_format: Annotated[
+        str | None,
+        typer.Option("--format", help="text, lines, instruct, chat or papers; default: the run's own."),
+    ] = None,
+    limit_tokens: Annotated[int | None, typer.Option(help="Measure the loss on at most so many.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens by which windows of long text move on; default: half a window.")
+    ] = None,
+    generate: Annotated[int, typer.Option(help="Questions that are answered, greedily; 0: none.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="exact-match or rouge; may be given again. Default: what fits the data."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Measure models on held-out text: loss, perplexity, bits per byte, and whether their answers end.
+
+    Several models are shown side by side.
+    """
+    from linnet import evaluation
+    from linnet.evaluate.table import print_table
+
+    settings = evaluation.Settings(
+        data=data,
+        format=data_format,
+        limit_tokens=limit_tokens,
+        stride=stride,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        metrics=metric or (),
+        precision=precision,
+    )
+    overrides = [word for word in models if word.startswith("data.") and "=" in word]
+    names = [word for word in models if word not in overrides]
+    reports = evaluation.evaluate(names, settings, overrides=overrides)
+    if as_json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {"models": reports}))
+    else:
+        print_table(reports)
+
+
 @app.command()
 def generate(
     model: Annotated[

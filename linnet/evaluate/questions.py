@@ -63,9 +63,8 @@ def choose_questions(store: Store, *, tokenizer: Tokenizer, count: int) -> list[
 def first_examples(store: Store) -> npt.NDArray[np.int64]:
     """The number of each row's first example."""
     path = store.folder / "rows.npy"
-    rows = np.load(path) if path.is_file() else ()
-    firsts: npt.NDArray[np.int64] = rows["first"] if len(rows) else np.arange(len(store.examples) - 1)
-    return firsts
+    firsts: npt.NDArray[np.int64] = np.load(path)["first"] if path.is_file() else np.zeros(0, np.int64)
+    return firsts if len(firsts) else np.arange(len(store.examples) - 1)  # documents are no rows
 
 
 def _question(store: Store, number: int, tokenizer: Tokenizer) -> Question | None:
