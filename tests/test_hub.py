@@ -1,10 +1,8 @@
 """Models and tokenizers from the hub, with the real client against a hub on this machine."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import save_model
 from linnet.tokenizer import train_bpe
-from tests.loopback_hub import LoopbackHub
+from tests import hub_repositories as repositories
+from tests.loopback_hub import LoopbackHub, run_python
 
 TEXT = "The linnet learns its song by listening. " * 40
 
@@ -31,17 +30,13 @@ def publish(folder: Path) -> None:
 
 
 def linnet(
-    *words: str, home: Path, endpoint: str, largest_file: int | None = None
+    *words: str, home: Path, endpoint: str, largest_file: int | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; huggingface_hub reads its settings when it is imported, hence a process of its own."""
-    env = os.environ | {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint}
+    """Run a command."""
     code = "from linnet.cli import main; main()"
     if largest_file is not None:
         code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); {code}"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(
-        command, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run_python(code, *words, home=home, endpoint=endpoint, **env)
 
 
 @pytest.mark.parametrize("place", ["gpt2", "openai-community/gpt2"])
@@ -130,3 +125,71 @@ def test_without_a_hub_one_sentence_says_what_to_type(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert "model.init_from=scratch" in failed.stderr
+
+
+CLIENTS = """
+import json, sys
+import datasets, transformers
+
+datasets.config.USE_PARQUET_EXPORT = False  # It would ask datasets-server.HOST.
+datasets.disable_progress_bars()
+transformers.utils.logging.disable_progress_bar()
+counts = {}
+for name, config in (
+    ("ArtifactAI/arxiv-math-instruct-50k", None),
+    ("HuggingFaceH4/ultrachat_200k", None),
+    ("ccdv/pubmed-summarization", "document"),
+    ("someone/table", None),
+):
+    splits = datasets.load_dataset(name, config, revision="main")
+    for split, rows in splits.items():
+        streamed = datasets.load_dataset(name, config, revision="main", split=split, streaming=True)
+        assert list(streamed) == list(rows), (name, split)
+        counts[f"{name} {split}"] = len(rows)
+try:
+    datasets.load_dataset("armanc/scientific_papers", "pubmed")
+except RuntimeError as error:
+    counts["script"] = str(error)
+branch = "refs/convert/parquet"
+files = "arxiv/partial-train/*.parquet"
+papers = datasets.load_dataset("armanc/scientific_papers", data_files=files, revision=branch, split="train")
+counts["papers"] = len(papers)
+tokenizer = transformers.AutoTokenizer.from_pretrained("openai-community/gpt2")
+model = transformers.AutoModelForCausalLM.from_pretrained("openai-community/gpt2")
+loss = model(**(batch := tokenizer("The linnet sings.", return_tensors="pt")), labels=batch["input_ids"]).loss
+counts["loss"] = float(loss)
+print("COUNTS" + json.dumps(counts))
+"""
+
+
+@pytest.mark.slow
+def test_the_clients_of_the_hub_take_this_one_for_theirs(tmp_path: Path) -> None:
+    """The fake is only worth something while the real clients work with it, alone."""
+    root = tmp_path / "hub"
+    for build in (repositories.math, repositories.chat, repositories.papers, repositories.papers_mirror):
+        build(root)
+    repositories.gpt2(root)
+    table = root / "datasets" / "someone" / "table"
+    table.mkdir(parents=True)
+    (table / "train.csv").write_text("text,number\none,1\ntwo,2\n")
+    with LoopbackHub(root, page=2) as hub:
+        env = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = run_python(CLIENTS, home=tmp_path, endpoint=hub.endpoint, **env)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.rpartition("COUNTS")[2])
+    assert counts["ArtifactAI/arxiv-math-instruct-50k train"] == 60
+    assert counts["HuggingFaceH4/ultrachat_200k train_sft"] == 60
+    assert counts["HuggingFaceH4/ultrachat_200k test_gen"] == 15
+    assert counts["ccdv/pubmed-summarization validation"] == 12
+    assert counts["someone/table train"] == 2
+    assert counts["papers"] == 60
+    assert "Dataset scripts are no longer supported" in counts["script"]
+    assert 5.5 < counts["loss"] < 6.5  # ln 400 = 5.99: it knows nothing yet
+
+
+def test_a_gated_model_says_what_to_do(tmp_path: Path) -> None:
+    publish(tmp_path / "hub" / "someone" / "tiny")
+    with LoopbackHub(tmp_path / "hub", gated={"someone/tiny": "hf_right"}) as hub:
+        failed = linnet("generate", "someone/tiny", home=tmp_path, endpoint=hub.endpoint)
+    assert failed.returncode == 1
+    assert "set HF_TOKEN or run `hf auth login`" in " ".join(failed.stderr.split())

@@ -201,7 +201,7 @@ def quiet_datasets() -> Any:
     """The package `datasets`, which reports nothing, asks no other host and draws no bars."""
     no_telemetry()
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")  # it brings no types
     except ImportError as error:
         raise LinnetError(
             'Data sets on the hub need the package datasets: pip install "datasets>=4".'
