@@ -36,28 +36,16 @@ _LEGAL = re.compile(
     r")"
 )
 _MENU = re.compile(
-    r"(?i)\s*\W{0,3}(?:(?:read|learn|view|show|see) more|click here|share(?: this)?(?: on \w+)?|tweet(?: this)?|print"
+    r"(?i)\s*\W{0,3}(?:(?:read|learn|view|show|see) more|click here|share(?: this)?(?: on \w+)?|tweet(?: this)?"
     r"|e-?mail(?: this)?|subscribe(?: now)?|sign (?:up|in)|log ?in|skip to (?:main )?content|back to top|advertisement"
     r"|privacy policy|cookie (?:policy|settings|preferences)|terms (?:of (?:use|service)|and conditions)"
-    r"|accept (?:all )?cookies|loading|related (?:articles|posts)|leave a (?:comment|reply))\W{0,3}\s*"
+    r"|accept (?:all )?cookies|related (?:articles|posts)|leave a (?:comment|reply))[\s>»›|:!]{0,4}"
 )
-_LEGAL_HINTS = (
-    *(
-        "opyright",
-        "OPYRIGHT",
-        "©",
-        "(c)",
-        "(C)",
-        "&copy;",
-        "ights reserved",
-        "IGHTS RESERVED",
-        "IGHTS Reserved",
-    ),
-    *("ights Reserved", "cookies", "Cookies", "lick here", "Click Here", "license", "licence", "Creative"),
-    *("utenberg", "roject", "roofread"),
+_LEGAL_HINT = re.compile(
+    r"(?i)copyright|©|\(c\)|&copy;|rights reserved|cookies|click here|licen[cs]|creative|pro[jo]"
 )
 _LEGAL_LONGEST = 400  # characters; a longer line is a paragraph that has more to say
-_MENU_LINES = 3  # a text of fewer lines may consist of "Print" alone, as a user's turn does
+_MENU_LINES = 3  # a text of fewer lines may consist of "Subscribe" alone, as a user's turn does
 
 
 def without_boilerplate(text: str) -> str:
@@ -68,7 +56,7 @@ def without_boilerplate(text: str) -> str:
         if start or end:
             text = text[start.end() if start else 0 : end.start() if end else len(text)].strip("\r\n")
     lines = text.splitlines(keepends=True)
-    if len(lines) < _MENU_LINES and not any(hint in text for hint in _LEGAL_HINTS):
+    if len(lines) < _MENU_LINES and not _LEGAL_HINT.search(text):
         return text
     kept = [
         line
@@ -93,7 +81,7 @@ _AFTER_REFERENCES = re.compile(
 )
 _ENTRY = re.compile(
     r"\s*(?:(?:\[\s?\d{1,3}\s?\]|\d{1,3}\.)\s+)?"  # [12] or 12.
-    r"[^\W\d_][\w'’-]*,?\s(?:[A-Z](?:\.|\b)[ ,-]*){1,3}"  # Sharma S, or Sharma, S. K.,
+    r"[^\W\d_][\w'’-]*,?\s(?:[A-Z]\.?[ -]?){1,3}(?:[,.(:]|and|&|et al|(?<=\.))"  # Sharma SK, or Sharma, S. K. and
     rf".*\b{_YEAR}\b.*"
 )
 _NUMBERED = re.compile(rf"\s*(?:\[\s?\d{{1,3}}\s?\]|\d{{1,3}}\.)\s.*(?:\b{_YEAR}\b|doi|http).*")
