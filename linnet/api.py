@@ -22,6 +22,7 @@ from linnet.config import flatten, parse_overrides, read_recipe_values
 from linnet.device import choose_device
 from linnet.errors import UsageError
 from linnet.generate.engine import Model
+from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
@@ -127,6 +128,9 @@ def train(
 def load(model: str | Path, *, precision: str = "fp32") -> Model:
     """A model that is ready to write: `load("runs/mine").generate("Once upon a time")`.
 
+    One that was trained on turns brings its template: its prompts are turns. A chat template that Linnet did not
+    write is a program; it is not executed, and that is said.
+
     Args:
         model: a run, a model folder, or a name on the hub.
         precision: "fp32" or "bf16".
@@ -135,7 +139,16 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
         raise UsageError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}.")
     folder = resolve_model(model)
     network = load_model(folder).to(choose_device().value, PRECISIONS[precision])
-    return Model(network, load_tokenizer(str(folder)))
+    template, is_foreign = read_template(folder)
+    if is_foreign:
+        print(
+            f"{folder}: its chat template was not written by Linnet, so it is not executed, and a prompt is taken as "
+            "it is.",
+            file=sys.stderr,
+        )
+    run = RunFolder(folder.parent)
+    reads = run.recipe_values().get("data", {}).get("reads", "start") if folder == run.model else "start"
+    return Model(network, load_tokenizer(str(folder)), template=template, reads=reads)
 
 
 def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -168,7 +168,9 @@ def generate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run, a model folder or a name on the hub.")
     ],
-    prompt: Annotated[str, typer.Argument(help="What the model continues; - reads it from stdin.")] = "",
+    prompt: Annotated[
+        str, typer.Argument(help="What the model answers or continues; - reads it from stdin.")
+    ] = "",
     *,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write, without the prompt.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
@@ -192,31 +194,44 @@ def generate(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     as_json: AsJson = False,
 ) -> None:
-    """Write on from a prompt; only the new text goes to stdout."""
+    """Answer a prompt, or write on from it; only the new text goes to stdout.
+
+    A model that was trained on turns (questions and answers, conversations, papers) reads the prompt as one: of
+    a paper it is the abstract, for a summary the article.
+    """
     if stream and as_json:
         raise UsageError("--stream and --json exclude each other: JSON is printed once, at the end.")
     from linnet import api
-    from linnet.generate.sampling import SamplingOptions
+    from linnet.generate.prompts import WritingOptions
 
     text = _read_stdin() if prompt == "-" else prompt
-    options: SamplingOptions = {
+    options: WritingOptions = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+    system: Annotated[
+        str, typer.Option("--system", "--title", help="A turn before the prompt; of a paper its title.")
+    ] = "",
         "stop": stop or [],
         "seed": "random" if seed is None else seed,
         "end_at_sentence": end_at_sentence,
+    continue_sections: Annotated[
+        bool, typer.Option("--continue-sections", help="Write an article that is longer than the window.")
+    ] = False,
     }
-    loaded = api.load(model, precision=precision)
+    writing = api.load(model, precision=precision).start(text, **options)
+    if len(writing.prompt) < writing.asked_tokens:
+        shortened = f"{writing.asked_tokens:,} to {len(writing.prompt):,} tokens"
+        print(f"The prompt was shortened from {shortened}, so that the answer fits.", file=sys.stderr)
     if stream:
-        for piece in loaded.stream(text, **options):
+        for piece in writing.pieces():
             print(piece, end="", flush=True)
         print()
         return
-    completion = loaded.complete(text, **options)
+    completion = writing.complete()
     if as_json:
         print(json.dumps(asdict(completion)))
     else:
@@ -229,6 +244,9 @@ def runs(
     *,
     plot: Annotated[Path | None, typer.Option(help="Put all loss curves into this picture.")] = None,
     as_json: AsJson = False,
+        "system": system,
+        "raw": raw,
+        "continue_sections": continue_sections,
 ) -> None:
     """Show the runs of a folder side by side."""
     from linnet.track import runs as table

@@ -67,7 +67,7 @@ class ArticleRow:
         self.written: list[int] = []
         self.done = 0
         self.layout = layout
-        self.context = layout.parts(turns)
+        self.carried = layout.carry(layout.parts(turns), ANSWERER)
 
     def append(self, token: int) -> bool:
         self.ids.append(token)
@@ -77,7 +77,7 @@ class ArticleRow:
         room = len(self.written) - self.done
         self.done = self.layout.cut(self.written, self.done + room * 3 // 4, len(self.written))
         before = self.written[: self.done]
-        so_far = headings(self.layout.tokenizer.decode(before))
-        row, _ = self.layout.go_on(self.context, ANSWERER, before, so_far)
+        names = headings(self.layout.tokenizer.decode(before))
+        row = self.layout.go_on(self.carried, ANSWERER, before, names)
         self.ids = row + self.written[self.done :]
         return True

@@ -13,6 +13,7 @@ from linnet.generate.sampling import Sampling, next_token
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model, save_model
 from linnet.tokenizer import Tokenizer, train_bpe, train_char
+from tests.generate.networks import scripted, shift
 from tests.model.examples import SIZES, TEXT, tiny, tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -30,27 +31,6 @@ def saved_tokenizer(tmp_path: Path) -> Tokenizer:
     """As users have it: saved and loaded, so that it puts end-of-text in front."""
     tokenizer().save(tmp_path, n_positions=256)
     return Tokenizer.load(tmp_path)
-
-
-def scripted(text: str, *, prompt: str = "", end: bool = True, tokens: Tokenizer | None = None) -> Model:
-    """A real network that, whatever it read, writes `text`: each position's embedding outshouts everything."""
-    tokens = tokens or tokenizer()
-    network = GPT2(GPT2Config(tokens.vocab_size, 256, 64, 1, 1), seed=0)
-    start = max(1, len(tokens.prefix + tokens.encode(prompt))) - 1
-    script = tokens.encode(text) + ([tokens.end_of_text] if end else [])
-    with torch.no_grad():
-        network.wte.weight.copy_(torch.nn.functional.normalize(network.wte.weight))
-        for position, token in enumerate(script, start):
-            network.wpe.weight[position] = 1000 * network.wte.weight[token]
-    return Model(network, tokens)
-
-
-def shift(network: GPT2, ids: int | slice, *, by: float) -> None:
-    """Add `by` to the scores of these ids, always, at the price of one channel."""
-    with torch.no_grad():
-        network.ln_f.weight[0], network.ln_f.bias[0] = 0.0, 1.0
-        network.wte.weight[:, 0] = 0.0
-        network.wte.weight[ids, 0] = by
 
 
 def greedy(model: Model, prompt: str = "", **options):
