@@ -45,14 +45,14 @@ def fast_encoder(inner: tokenizers.Tokenizer) -> tuple[FastEncoder | None, str]:
 
     The reason is empty where the package is just not installed.
     """
-    try:
-        import gigatoken
-    except ImportError:
-        return None, ""
     mark = inner.get_vocab_size()
     try:
+        import gigatoken
+
         encoder = _Gigatoken(gigatoken.Tokenizer.from_json(_with_mark(inner, mark)), mark)
         agrees = _agrees(encoder, inner)
+    except ImportError:
+        return None, ""
     except Exception as error:  # whatever another version of it may raise
         return None, f"gigatoken is not used, since it fails ({type(error).__name__}: {error})."
     if not agrees:

@@ -45,8 +45,6 @@ def _one_thread() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-if multiprocessing.parent_process() is not None:
-    _one_thread()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_one_thread)
 
@@ -105,6 +103,8 @@ class Tokenizer:
         """
         if not texts:
             return FlatIds(np.empty(0, np.uint32), np.zeros(1, np.int64))
+        if max(map(len, texts)) <= BATCH:
+            return self._encode_pieces(texts)
         pieces: list[str] = []
         last = []  # where each text's pieces end
         for text in texts:
@@ -114,7 +114,7 @@ class Tokenizer:
                 pieces += [p for some in cut_stream([text], places=self._cut_places) for p in some]
             last.append(len(pieces))
         flat = self._encode_pieces(pieces)
-        return flat if len(pieces) == len(texts) else FlatIds(flat.ids, flat.offsets[[0, *last]])
+        return FlatIds(flat.ids, flat.offsets[[0, *last]])
 
     def encode_stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Ids of the concatenation of `texts`, part by part, in bounded memory.
@@ -136,7 +136,9 @@ class Tokenizer:
         self._seen = WORTHWHILE
         _ = self._fast
 
-    def _encode_pieces(self, pieces: list[str]) -> FlatIds:
+    def _encode_pieces(self, pieces: Sequence[str]) -> FlatIds:
+        if multiprocessing.parent_process() is not None:  # known only now in a process that was spawned
+            _one_thread()
         self._seen += sum(map(len, pieces))
         if self._seen >= WORTHWHILE and self._fast and (flat := self._fast(pieces)) is not None:
             return flat
@@ -150,10 +152,10 @@ class Tokenizer:
                 start, characters = number, 0
         return _joined(flats)
 
-    def _encode_lists(self, texts: list[str]) -> list[list[int]]:
+    def _encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text by `tokenizers`, in parallel."""
         try:
-            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError as error:
             raise LinnetError(_surrogate_message(texts)) from error
         ids = [encoding.ids for encoding in encodings]
