@@ -130,6 +130,11 @@ class Layout:
         """Where to cut `ids` between `low` and `high`: after a paragraph, a sentence, a word, or else at `high`."""
         part = ids[low:high]
         text = self.tokenizer.decode(part)
+        for _ in range(3):  # back to where a character begins; one has at most four bytes
+            if low and text.startswith("\ufffd"):
+                low -= 1
+                part = ids[low:high]
+                text = self.tokenizer.decode(part)
         places = [text.rfind("\n")] if paragraphs else []
         places += [last_sentence_end(text, growing=True), text.rfind(" ")]
         ends = [0, *accumulate(self._bytes[token] for token in part)]
@@ -137,7 +142,7 @@ class Layout:
             if place <= 0:
                 continue
             k = bisect_left(ends, len(text[:place].encode()))
-            # No, where `low` is inside a character, or the tokenizer's decoder puts in something of its own.
+            # Not so where the tokenizer's decoder puts in something of its own.
             if self.tokenizer.decode(part[:k]) == text[:place]:
                 return low + k
         return high

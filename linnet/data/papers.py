@@ -9,6 +9,7 @@ How    Where the sections are given as texts of their own, each gets its name as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +23,13 @@ def paper_turns(values: Mapping[str, Any], columns: Mapping[str, str], *, target
     Raises:
         Unusable: the abstract or the article is missing or empty, or is no text.
     """
-    abstract = _joined(values.get(columns["abstract"]), columns["abstract"])
     # The raw files mark the sentences of an abstract so.
-    abstract = abstract.replace("<S>", "").replace("</S>", "").strip()
+    abstract = re.sub(
+        r"[^\S\n]*</?S>[^\S\n]*", "", _joined(values.get(columns["abstract"]), columns["abstract"])
+    )
     article = _with_headings(values, columns) or _joined(values.get(columns["article"]), columns["article"])
     title = _joined(values.get(columns["title"]), columns["title"]) if "title" in columns else ""
-    if not (abstract or article.strip()):
+    if not (abstract.strip() or article.strip()):
         return []
     for what, text in (("abstract", abstract), ("article", article)):
         if not text.strip():
