@@ -133,7 +133,7 @@ def test_a_further_window_lists_the_headings_and_repeats_the_text(
             before, tail = read.split("\narticle:")
             if so_far:
                 assert len(gpt2.encode(tail)) >= 128
-                assert so_far.endswith(tail)
+                assert so_far.endswith(tail.lstrip("\ufffd"))  # it may begin inside a character
             sections = before.partition("\nsections: ")[2]
             assert "; ".join(headings(so_far)).endswith(sections)
             assert bool(sections) == bool(headings(so_far))
