@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from linnet.config import Recipe, parse_overrides, recipe_names
+from linnet.config import DataConfig, Recipe, parse_overrides, recipe_names
 from linnet.data.inputs import Input, LocalFile, find_inputs
 from linnet.data.sources import find_files
 from linnet.data.store import Store
@@ -27,7 +27,7 @@ from linnet.errors import DiskError, LinnetError, UsageError
 from linnet.hub import missing_tokenizer, no_telemetry
 from linnet.look import counts
 from linnet.look.first import first_blocks, first_examples
-from linnet.look.guess import RECIPES, Guess, guess_file, train_command
+from linnet.look.guess import KINDS, RECIPES, guess_file, train_command
 from linnet.look.page import write_page
 from linnet.look.report import LeftOut, Report
 from linnet.look.strange import find_duplicates, find_strange
@@ -73,7 +73,7 @@ def inspect(subject: str, *, overrides: Sequence[str] = (), rows: int = 3) -> Re
             Report(subject=shlex.join(words), command=f"linnet train {shlex.join(words)}"),
             rows=rows,
         )
-    return _of_source(subject, keys, rows=rows)
+    return _of_source(subject, keys, overrides=overrides, rows=rows)
 
 
 # -- a recipe --------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _measured(
         data_format=store.format,
         sources=store.manifest["sources"],
         prepared=str(store.folder),
-        notes=[*report.notes, *store.notes],
+        notes=[*report.notes, *store.notes, *seen.marks()],
         counts=both,
         training=training,
         validation=validation,
@@ -123,13 +123,16 @@ def _measured(
     return replace(report, first=first)
 
 
+class _RowsProgress(Progress):
+    """`looking at 12,345 rows`"""
+
+    def fields(self) -> list[str]:
+        return [f"looking at {self.done:,} {'row' if self.done == 1 else 'rows'}"]
+
+
 def _survey(inputs: Sequence[Input], recipe: Recipe) -> Survey:
-    with Progress(0) as progress:
-
-        def observe(done: int, total: int) -> None:
-            progress.total = total
-
-        return survey(inputs, recipe.data, progress=observe)
+    with _RowsProgress(0) as progress:
+        return survey(inputs, recipe.data, progress=progress.update)
 
 
 def _with_rows(report: Report, kept: Sequence[SeenRow], *, whole: bool) -> Report:
@@ -155,7 +158,7 @@ def _document(inputs: Sequence[Input], recipe: Recipe) -> Path | None:
 # -- a bare file -----------------------------------------------------------------------------------------------------
 
 
-def _of_source(source: str, keys: Mapping[str, Any], *, rows: int) -> Report:
+def _of_source(source: str, keys: Mapping[str, Any], *, overrides: Sequence[str], rows: int) -> Report:
     if source.startswith("hf:"):
         raise UsageError(
             f"{source} is on the hub; say as what it is to be read: linnet inspect math data.source={source}"
@@ -176,29 +179,28 @@ def _of_source(source: str, keys: Mapping[str, Any], *, rows: int) -> Report:
     sources = [{"path": str(path), "bytes": path.stat().st_size, "held_out": False} for path in paths]
     report = Report(subject=source, sources=sources, notes=notes, guess=guess)
     data_format = keys.get("data.format", guess.format)
-    if data_format is None:
+    if data_format is None or (guess.remedy and "data.format" not in keys):
         return report
-    report = replace(report, data_format=data_format, command=train_command(data_format, Path(source)))
+    if "data.format" in keys:
+        report = replace(report, guess=replace(guess, format=data_format, why="", otherwise=""))
+    command = shlex.join([*shlex.split(train_command(data_format, Path(source))), *overrides])
+    report = replace(report, data_format=data_format, command=command)
+    large = sum(path.stat().st_size for path in paths) > LARGE and "data.max_rows" not in keys
+    if large:
+        more = "data.max_rows=... looks at more"
+        notes.append(f"It is large, so all figures are of its first {ROWS:,} rows; {more}.")
     with tempfile.TemporaryDirectory(prefix="linnet-inspect-") as folder:
-        recipe, notes = _recipe_for(source, data_format, keys, paths, guess, folder=Path(folder))
-        report = replace(report, notes=report.notes + notes)
+        recipe = _recipe_for(source, data_format, keys, large=large, folder=Path(folder))
+        if large and data_format == "text" and guess.kind == KINDS["txt"]:
+            missing = f"It is larger than {LARGE >> 20} MB, so tokens are estimated as bytes / 4; `linnet prepare` counts."
+            return _without_tokens(recipe, replace(report, missing=missing, notes=[]), rows=rows)
         return _prepared_aside(recipe, report, keys, rows=rows)
 
 
 def _recipe_for(
-    source: str,
-    data_format: str,
-    keys: Mapping[str, Any],
-    paths: Sequence[Path],
-    guess: Guess,
-    *,
-    folder: Path,
-) -> tuple[Recipe, list[str]]:
-    """The built-in recipe for the format with this source, and what is to be said about it.
-
-    Bad rows do not stop it: they are what one wants to see.
-    """
-    total = sum(path.stat().st_size for path in paths)
+    source: str, data_format: str, keys: Mapping[str, Any], *, large: bool, folder: Path
+) -> Recipe:
+    """The built-in recipe for the format, with this source. Bad rows do not stop it: they are what one wants to see."""
     values: dict[str, Any] = {
         "data.source": source,
         "data.format": data_format,
@@ -206,13 +208,9 @@ def _recipe_for(
         "data.prepared": str(folder / "prepared"),
         "model.init_from": "scratch",
     }
-    notes = []
-    if total > LARGE and guess.kind != "plain text":
+    if large:
         values["data.max_rows"] = ROWS
-        notes.append(
-            f"It is large, so all figures are of its first {ROWS:,} rows; data.max_rows=... looks at more."
-        )
-    return Request(RECIPES[data_format], {**values, **keys}).settle(), notes
+    return Request(RECIPES[data_format], {**values, **keys}).settle()
 
 
 def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, rows: int) -> Report:
@@ -223,8 +221,8 @@ def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, 
         tokenizer_from = _cached_gpt2()
         if tokenizer_from is None:
             missing = (
-                "gpt2's tokenizer is not on this machine, so tokens are estimated as bytes / 4; add "
-                "tokenizer.name=FOLDER, or tokenizer.name=bpe to train one on this text"
+                "The tokenizer of gpt2 is not on this machine, so tokens are estimated as bytes / 4, and the packing "
+                "is not known; add tokenizer.name=FOLDER, or tokenizer.name=bpe to train one on this text."
             )
             return _without_tokens(recipe, replace(report, missing=missing), rows=rows)
     positions = read_config(initial).n_positions if initial else LARGEST_WINDOW
@@ -235,7 +233,16 @@ def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, 
     except LinnetError as error:
         return _without_tokens(recipe, replace(report, missing=str(error)), rows=rows)
     full = _measured(recipe, store, report, initial=initial, positions=positions, rows=rows)
-    return replace(full, prepared="" if "data.prepared" not in keys else full.prepared)
+    if "data.prepared" in keys:
+        return full
+    # What preparing says of its folder is true of a folder that is gone.
+    notes = [note for note in full.notes if "quarantine.jsonl" not in note]
+    bad, most = full.left_out.quarantined, DataConfig().max_bad
+    if "data.max_bad" not in keys and bad > most * (bad + full.counts["rows"]):
+        notes.append(
+            f"More than {most:.0%} of the rows cannot be used, so a training would stop; mend them, or set data.max_bad."
+        )
+    return replace(full, prepared="", notes=notes)
 
 
 def _cached_gpt2() -> Path | None:
@@ -260,19 +267,19 @@ def _without_tokens(recipe: Recipe, report: Report, *, rows: int) -> Report:
         return replace(report, missing=str(error), command="")
     document = _document(inputs, recipe)
     kept = [row for row in seen.rows if not row.dropped]
-    size = sum(len(turn.text.encode()) for row in kept for turn in row.cleaned)
     if document:
-        size = sum(source["bytes"] for source in report.sources)
+        first = first_blocks(document, None, block_size=LARGEST_WINDOW, most=rows)
+        total = sum(source["bytes"] for source in report.sources)
+        measured: dict[str, Any] = {"counts": {"rows": len(inputs), "tokens": total // 4, "bytes": total}}
+    else:
+        first = first_examples(kept, None, size=None, most=rows)
+        measured = counts.estimate(kept)
     dropped = {rule: sum(row.dropped == rule for row in seen.rows) for rule in seen.dropped_samples()}
-    first = (
-        first_blocks(document, None, block_size=LARGEST_WINDOW, most=rows)
-        if document
-        else first_examples(kept, None, size=None, most=rows)
-    )
     report = replace(
         report,
-        counts={"rows": len(kept) or len(inputs), "bytes": size, "tokens": size // 4},
-        estimated=["tokens"],
+        notes=[*report.notes, *seen.marks()],
+        estimated=["tokens", "learned_tokens"],
+        **measured,
         left_out=LeftOut(
             dropped=dropped | ({"empty line": seen.empty} if seen.empty else {}),
             dropped_samples=seen.dropped_samples(),

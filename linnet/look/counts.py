@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from linnet.data.store import Store
 from linnet.device import Choice
 from linnet.look.guess import shorten
 from linnet.look.report import Edit, LeftOut, Lengths, Packing, Sample
-from linnet.look.survey import EXCERPT, SHOWN
+from linnet.look.survey import EXCERPT, SHOWN, SeenRow
+from linnet.template import ANSWERER
 
 BINS = 12
 LINES_READ = 200_000  # of dropped.jsonl and quarantine.jsonl: enough for reasons and samples
@@ -73,16 +74,40 @@ def measure_lengths(store: Store) -> Lengths | None:
     for part in (store, store.validation) if store.validation else (store,):
         tokens.append(np.diff(part.examples))
         learned.append(np.add.reduceat(part.learn, part.examples[:-1], dtype=np.int64))
-    every, most = np.concatenate(tokens), int(max(part.max() for part in tokens))
-    edges = bin_edges(int(np.percentile(every, 99)), most)
+    return lengths_of(np.concatenate(tokens), np.concatenate(learned))
+
+
+def lengths_of(tokens: npt.NDArray[np.int64], learned: npt.NDArray[np.int64]) -> Lengths:
+    """The histogram of [E] examples with so many tokens and learned tokens."""
+    edges = bin_edges(int(np.percentile(tokens, 99)), int(tokens.max()))
     return Lengths(
         edges,
-        _histogram(every, edges),
-        _histogram(np.concatenate(learned), edges),
-        median=int(np.median(every)),
-        usual=int(np.percentile(every, 95)),
-        most=most,
+        _histogram(tokens, edges),
+        _histogram(learned, edges),
+        median=int(np.median(tokens)),
+        usual=int(np.percentile(tokens, 95)),
+        most=int(tokens.max()),
     )
+
+
+def estimate(rows: Sequence[SeenRow]) -> dict[str, Any]:
+    """Counts and lengths of rows where no tokenizer is at hand: a token is about four bytes of English.
+
+    Headers and end-of-text are not counted.
+    """
+    every, learned = [], []
+    for row in rows:
+        sizes = [(turn.role, len(turn.text.encode())) for turn in row.cleaned]
+        every.append(sum(count for _, count in sizes))
+        learned.append(sum(count for role, count in sizes if role in ("text", ANSWERER)))
+    tokens, targets = np.array(every, np.int64) // 4, np.array(learned, np.int64) // 4
+    counts = {
+        "rows": len(rows),
+        "tokens": int(tokens.sum()),
+        "learned_tokens": int(targets.sum()),
+        "bytes": sum(every),
+    }
+    return {"counts": counts, "lengths": lengths_of(tokens, targets) if rows else None}
 
 
 def bin_edges(usual: int, most: int) -> list[int]:

@@ -103,7 +103,7 @@ def guess_file(path: Path) -> Guess:
         return _guess_rows(path, name, encoding="")
     encoding, remedy = _encoding(path)
     if remedy:
-        return Guess(path, name, encoding, None, "", remedy=remedy)
+        return Guess(path, name if encoding else "not text", encoding, None, "", remedy=remedy)
     if kind != "txt":
         return _guess_rows(path, name, encoding=encoding)
     return _guess_text(path, name, encoding=encoding)
@@ -120,10 +120,17 @@ def _encoding(path: Path) -> tuple[str, str]:
         for _ in itertools.islice(read_text(path), 4):
             pass
     except LinnetError as error:
-        return guess_utf16(head[:HEAD]) or guess_encoding(head) or "unknown", str(error)
+        return _guess_other(head), str(error)
     if head.startswith(b"\xef\xbb\xbf"):
         return "UTF-8 with a byte order mark", ""
     return "ASCII" if head.isascii() else "UTF-8", ""
+
+
+def _guess_other(head: bytes) -> str:
+    """The encoding of what is not UTF-8; "" for what is no text."""
+    if name := guess_utf16(head[:HEAD]):
+        return name
+    return "" if b"\0" in head else guess_encoding(head)
 
 
 # -- plain text ------------------------------------------------------------------------------------------------------

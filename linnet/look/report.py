@@ -117,7 +117,7 @@ class Report:
         guess: what a bare file is taken for.
         counts: rows, examples, tokens, learned_tokens, bytes, windowed, shortened, of training and held-out part.
         estimated: which of the counts are bytes / 4.
-        missing: why counts are missing; "" where none are.
+        missing: a sentence on why counts are missing; "" where none are.
         kept_share: source tokens that are present in an example / source tokens.
         looked_at: rows that duplicates and strange rows were looked for in.
         whole: these are all.

@@ -31,7 +31,10 @@ SHOWN = 3  # rows that are shown of each kind
 EXCERPT = 160  # characters of a row that is shown
 AROUND = 40  # characters that are shown on each side of a change
 
-Progress = Callable[[int, int], None]
+# What people put between examples because other programs want it; here it is text like any other.
+MARKS = ("<|endoftext|>", "<|startoftext|>", "<|im_start|>", "[INST]", "<s>", "</s>")
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,18 @@ class Survey:
     empty: int = 0
     whole: bool = True
 
+    def marks(self) -> list[str]:
+        """A sentence for each mark of another program that stands in the text."""
+        sentences = []
+        for mark in MARKS:
+            if count := sum(mark in turn.text for row in self.rows for turn in row.turns):
+                where = f"{mark} stands in {count:,} {'place' if count == 1 else 'places'}"
+                sentences.append(
+                    f"{where} and is learned as plain characters; end-of-text is put where it belongs by itself, so "
+                    "leave such marks out."
+                )
+        return sentences
+
     def changed_samples(self) -> dict[str, list[Edit]]:
         """For each cleaning rule the first rows that it touched."""
         found: dict[str, list[Edit]] = {}
@@ -98,7 +113,7 @@ def survey(inputs: Sequence[Input], data: DataConfig, *, progress: Progress) -> 
     """The first rows of all files that are no running text, in their order.
 
     Args:
-        progress: called with (characters seen, most that are looked at).
+        progress: called with the rows seen.
 
     Raises:
         LinnetError: a file cannot be read, or its columns cannot be mapped.
@@ -116,7 +131,7 @@ def survey(inputs: Sequence[Input], data: DataConfig, *, progress: Progress) -> 
             SeenRow(number, place, turns, verdict.turns, verdict.dropped, verdict.changed, row_format)
         )
         characters += sum(len(turn.text) for turn in turns)
-        progress(characters, CHARACTERS)
+        progress(len(seen.rows))
     return seen
 
 

@@ -20,15 +20,17 @@ from linnet.look.report import LeftOut, Report, Sample
 from linnet.look.words import (
     Line,
     bin_name,
-    change_lines,
     count_rows,
     drop_line,
     duplicate_line,
     excerpt,
     facts_of_counts,
+    guess_lines,
     length_line,
     number,
     packing_line,
+    short_place,
+    shows_learned,
     source_lines,
 )
 from linnet.template import Example, Segment
@@ -45,8 +47,9 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     out = console or Console(highlight=False)
     out.print(_text(report.subject, "bold"), soft_wrap=True)
     if report.guess:
-        _print_guess(out, report.guess)
-    _section(out, "Where it comes from", [_lines(source_lines(report))])
+        _print_guess(out, report, report.guess)
+    if sources := source_lines(report):
+        _section(out, "Where it comes from", [_lines(sources)])
     if report.counts:
         _section(out, "What is learned", [_counts(report), _lines(facts_of_counts(report))])
     if report.lengths:
@@ -57,7 +60,7 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         )
     if report.packing:
         _section(out, "Packed", [_lines([("", packing_line(report.packing, report.data_format))])])
-    _print_left_out(out, report.left_out)
+    _print_left_out(out, report, report.left_out)
     _print_rows(out, report)
     _print_first(out, report)
     if report.command:
@@ -91,9 +94,8 @@ def _lines(lines: Sequence[Line]) -> Table:
     return table
 
 
-def _print_guess(out: Console, guess: Guess) -> None:
-    lines = [("kind", guess.kind), ("encoding", guess.encoding), ("taken as", guess.format or "")]
-    _section(out, "What it seems to be", [_lines([line for line in lines if line[1]])])
+def _print_guess(out: Console, report: Report, guess: Guess) -> None:
+    _section(out, "What it seems to be", [_lines(guess_lines(report))])
     if guess.columns:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         for title in ("column", "type", "filled", "for example"):
@@ -102,9 +104,11 @@ def _print_guess(out: Console, guess: Guess) -> None:
             cells = (column.name, column.types, f"{column.filled:.0%}", column.example)
             table.add_row(*map(_text, cells))
         out.print(Padding(table, (1, 0, 1, 2), expand=False))
-    for sentence in (guess.why, guess.remedy, guess.otherwise):
-        if sentence:
-            out.print(Padding(_text(sentence), (0, 0, 0, 2), expand=False))
+    if guess.why:
+        out.print(Padding(_text(guess.why), (0, 0, 0, 2), expand=False))
+    for sentence in (guess.remedy, guess.otherwise):
+        if sentence:  # The terminal wraps it, so that its command can be copied.
+            out.print(_text(f"  {sentence}"), soft_wrap=True)
 
 
 def _counts(report: Report) -> Table:
@@ -126,16 +130,16 @@ def _counts(report: Report) -> Table:
 def _histogram(report: Report) -> Table:
     lengths = report.lengths
     assert lengths is not None
-    learns_all = lengths.examples == lengths.learned
+    learned = shows_learned(report)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("examples", no_wrap=True)
-    if not learns_all:
+    if learned:
         table.add_column("examples with so many learned", no_wrap=True)
-    most = max(lengths.examples + lengths.learned)
+    most = max(lengths.examples + (lengths.learned if learned else []))
     for index in range(len(lengths.examples)):
         cells = [_bar(lengths.examples[index], most, "cyan")]
-        if not learns_all:
+        if learned:
             cells.append(_bar(lengths.learned[index], most, "green"))
         table.add_row(bin_name(lengths, index), *cells)
     return table
@@ -152,22 +156,22 @@ def _bar(value: int, most: int, style: str) -> Text:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _print_left_out(out: Console, left: LeftOut) -> None:
+def _print_left_out(out: Console, report: Report, left: LeftOut) -> None:
     if left.dropped:
         table = _grid("right", "left")
         for rule, count in left.dropped.items():
             table.add_row(number(count), _text(rule, "bold"))
             for sample in left.dropped_samples.get(rule, []):
-                table.add_row("", _sample(sample))
+                table.add_row("", _sample(report, sample))
         _section(out, "Left out", [table])
     if left.changed:
         table = _grid("right", "left")
         for rule, count in left.changed.items():
             table.add_row(number(count), _text(rule, "bold"))
-            for head, before, after in change_lines(left, rule):
-                table.add_row(
-                    "", Text.assemble((head, "dim"), "\n- ", (before, "red"), "\n+ ", (after, "green"))
-                )
+            for edit in left.changed_samples.get(rule, []):
+                head = f"{edit.id}  {short_place(report, edit.place)}"
+                parts = ((head, "dim"), "\n- ", (edit.before, "red"), "\n+ ", (edit.after, "green"))
+                table.add_row("", Text.assemble(*(_printable(part) for part in parts)))
         _section(out, "Changed", [table])
     if left.quarantined:
         table = _grid("right", "left")
@@ -175,12 +179,12 @@ def _print_left_out(out: Console, left: LeftOut) -> None:
             table.add_row(number(count), _text(reason, "bold"))
             for sample in left.quarantine:
                 if sample.why == reason:
-                    table.add_row("", _sample(sample))
+                    table.add_row("", _sample(report, sample))
         _section(out, f"Set aside, since {count_rows(left.quarantined)} cannot be used", [table])
 
 
-def _sample(sample: Sample) -> Text:
-    head = "  ".join(part for part in (sample.id, sample.place) if part)
+def _sample(report: Report, sample: Sample) -> Text:
+    head = "  ".join(part for part in (sample.id, short_place(report, sample.place)) if part)
     return Text.assemble((printable(head), "dim"), "  " if sample.text else "", printable(sample.text))
 
 
@@ -189,8 +193,8 @@ def _print_rows(out: Console, report: Report) -> None:
         parts: list[Table | Text] = [Text(duplicate_line(report))]
         table = _grid("left", "left")
         for copy, original in report.duplicates.pairs:
-            table.add_row(_text(copy.why, "bold"), _sample(copy))
-            table.add_row("", _sample(original))
+            table.add_row(_text(copy.why, "bold"), _sample(report, copy))
+            table.add_row("", _sample(report, original))
         if report.duplicates.pairs:
             parts.append(table)
         _section(out, "Duplicates", parts)
@@ -199,7 +203,7 @@ def _print_rows(out: Console, report: Report) -> None:
         for strange in report.strange:
             for index, sample in enumerate(strange.rows):
                 cell = Text.assemble((sample.id, "bold"), "  ", (printable(sample.why), "cyan"))
-                cell.append(f"  {printable(sample.place)}\n", "dim")
+                cell.append(f"  {printable(short_place(report, sample.place))}\n", "dim")
                 table.add_row(
                     Text(strange.what if index == 0 else "", "bold"), cell.append(printable(sample.text))
                 )
@@ -221,6 +225,10 @@ def _print_first(out: Console, report: Report) -> None:
         out.print(Padding(Text(f"{index}", "bold"), (0, 0, 0, 2), expand=False))
         shown = _coloured(example) if coloured else _with_margin(example)
         out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+
+
+def _printable(part: str | tuple[str, str]) -> str | tuple[str, str]:
+    return printable(part) if isinstance(part, str) else (printable(part[0]), part[1])
 
 
 def _shown(segment: Segment) -> str:

@@ -5,7 +5,10 @@ Why    What a figure means is said once.
 
 from __future__ import annotations
 
-from linnet.look.report import LeftOut, Lengths, Packing, Report
+import os
+from pathlib import Path
+
+from linnet.look.report import Lengths, Packing, Report
 
 Line = tuple[str, str]
 """(name, sentence)"""
@@ -33,7 +36,9 @@ def count_rows(count: int) -> str:
 
 
 def source_lines(report: Report) -> list[Line]:
-    """The files, where the prepared data lies, and what preparing had to say."""
+    """The files, where the prepared data lies, and what preparing had to say; [] where the guess has said it."""
+    if report.guess and len(report.sources) == 1 and not report.notes and not report.prepared:
+        return []
     sides = [("held out", [s for s in report.sources if s.get("held_out")])]
     sides.insert(0, ("source", [s for s in report.sources if not s.get("held_out")]))
     lines = []
@@ -48,6 +53,15 @@ def source_lines(report: Report) -> list[Line]:
         lines.append(("prepared", report.prepared))
     lines += [("note", note) for note in report.notes]
     return lines
+
+
+def short_place(report: Report, place: str) -> str:
+    """`place` without the folder that all local sources lie in: notes.jsonl:12."""
+    folders = {str(Path(source["path"]).parent) for source in report.sources if "path" in source}
+    if not folders:
+        return place
+    common = os.path.commonpath(folders)
+    return place.removeprefix(common).lstrip("/") if common not in ("", "/", ".") else place
 
 
 def facts_of_counts(report: Report) -> list[Line]:
@@ -68,7 +82,7 @@ def facts_of_counts(report: Report) -> list[Line]:
     if not report.validation and report.training:
         lines.append(("", "Nothing is held out, so a training will not be evaluated."))
     if report.missing:
-        lines.append(("", f"Counts are missing: {report.missing.rstrip('.')}."))
+        lines.append(("", report.missing))
     return lines
 
 
@@ -77,6 +91,11 @@ def bin_name(lengths: Lengths, index: int) -> str:
     last = index == len(lengths.edges) - 2 and lengths.most >= lengths.edges[-1]
     end = "more" if last else number(lengths.edges[index + 1] - 1)
     return f"{number(lengths.edges[index])} to {end}"
+
+
+def shows_learned(report: Report) -> bool:
+    """Whether the lengths of what is learned say more than those of the examples: not where all is learned."""
+    return report.data_format not in ("text", "lines")
 
 
 def length_line(lengths: Lengths) -> str:
@@ -127,11 +146,18 @@ def drop_line(report: Report) -> str:
     )
 
 
-def change_lines(left: LeftOut, rule: str) -> list[tuple[str, str, str]]:
-    """(id and place, before, after) of the first rows that a rule changed."""
-    return [
-        (f"{edit.id}  {edit.place}", edit.before, edit.after) for edit in left.changed_samples.get(rule, [])
+def guess_lines(report: Report) -> list[Line]:
+    """Kind, size, encoding, format."""
+    guess = report.guess
+    assert guess is not None
+    total = size(sum(source["bytes"] for source in report.sources))
+    more = f" (the first of {len(report.sources):,} files)" if len(report.sources) > 1 else ""
+    lines = [
+        ("kind", f"{guess.kind}{more}, {total}"),
+        ("encoding", guess.encoding),
+        ("taken as", guess.format or ""),
     ]
+    return [line for line in lines if line[1]]
 
 
 def excerpt(text: str, most: int) -> str:
