@@ -24,7 +24,7 @@ from linnet.errors import UsageError
 from linnet.generate.engine import Model
 from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
-from linnet.model.pretrained import load_model
+from linnet.model.pretrained import load_model, read_config
 from linnet.model.resolve import resolve_model
 from linnet.run import RunFolder
 from linnet.setup import initial_model, prepare_store
@@ -154,7 +154,9 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
 def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Build a recipe's token store, or find it ready; returns its counts."""
     settled = session.Request(recipe, parse_overrides(overrides)).settle()
-    store = prepare_store(settled, tokenizer_from=initial_model(settled))
+    initial = initial_model(settled)
+    positions = read_config(initial).n_positions if initial else None
+    store = prepare_store(settled, tokenizer_from=initial, n_positions=positions)
     for note in store.notes:
         print(note, file=sys.stderr)
     return {"folder": str(store.folder), **store.manifest["counts"]}

@@ -17,6 +17,7 @@ from typing import Any
 from linnet import files
 from linnet.config import Recipe, build_recipe, read_recipe_values, recipe_names
 from linnet.data.batches import Batches, validation_batches
+from linnet.data.formats import template_of
 from linnet.data.store import Store
 from linnet.errors import LinnetError
 from linnet.evaluate.loss import held_out_loss
@@ -93,7 +94,8 @@ class Session:
         self._saved: tuple[int, bool] | None = None
         self._metrics: RowFile | None = None
         self._samples: RowFile | None = None
-        self._writer = Model(self.model, self.tokenizer)
+        self.template = template_of(recipe.data)
+        self._writer = Model(self.model, self.tokenizer, template=self.template)
 
     @property
     def model(self) -> GPT2:
@@ -195,7 +197,7 @@ class Session:
         best_step = state.best_step or None
         if is_best or best_step is None:
             with files.new_folder(self.folder.model) as new:
-                save_model(new, self.model, tokenizer=self.tokenizer)
+                save_model(new, self.model, tokenizer=self.tokenizer, template=self.template)
         save_checkpoint(
             self.folder.checkpoints,
             step=state.step,
@@ -263,11 +265,13 @@ def open_session(
     from_scratch = recipe.model.init_from == SCRATCH
     initial = None if checkpoint else initial_model(recipe)
     tokenizer_from = None if from_scratch else folder.model if checkpoint else initial
-    store = prepare_store(recipe, tokenizer_from=tokenizer_from)
-    for note in store.notes:
-        say(note)
     trained = GPT2Config(**checkpoint.state["model_config"]) if checkpoint else None
     given = read_config(initial) if initial else None if from_scratch else trained
+    store = prepare_store(
+        recipe, tokenizer_from=tokenizer_from, n_positions=given.n_positions if given else None
+    )
+    for note in store.notes:
+        say(note)
     model_config = choose_model(recipe, store=store, given=given)
     kept = checkpoint.state["choices"] if checkpoint else {}
     plan = plan_run(recipe, store=store, model_config=model_config, kept=kept)

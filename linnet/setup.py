@@ -58,11 +58,12 @@ def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
     }
 
 
-def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None) -> Store:
+def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None, n_positions: int | None) -> Store:
     """The recipe's token store, built where it is missing or stale.
 
     Args:
         tokenizer_from: the folder whose tokenizer `tokenizer.name = "auto"` means; None: a BPE is trained.
+        n_positions: the initial model's window; None from scratch.
     """
     if not recipe.data.source:
         raise LinnetError("data.source is not set: add data.source=FILE, a folder or a glob.")
@@ -70,14 +71,30 @@ def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None) -> Store:
     if recipe.tokenizer.name == "auto" and tokenizer_from is not None:
         tokenizer = load_tokenizer(str(tokenizer_from))
     folder = Path(recipe.data.prepared)
+    size = window_size(recipe, n_positions=n_positions)
     if recipe.data.prepared == "auto":
-        parts = [recipe.data.model_dump(exclude={"prepared"}), recipe.tokenizer.model_dump()]
+        # What does not change the bytes of a store is not in its name.
+        data = recipe.data.model_dump(exclude={"prepared", "max_bad", "workers", "engine"})
+        parts = [data, recipe.tokenizer.model_dump(), size]
         identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
         folder = Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     with BytesProgress("reading") as progress:
         return prepare(
-            recipe.data, recipe.tokenizer, tokenizer_from=tokenizer, folder=folder, progress=progress
+            recipe.data,
+            recipe.tokenizer,
+            tokenizer_from=tokenizer,
+            folder=folder,
+            size=size,
+            progress=progress,
         )
+
+
+def window_size(recipe: Recipe, *, n_positions: int | None) -> int:
+    """Most ids of an example: the pairs of a row (block_size, or all that the model can see) and one more."""
+    block = recipe.train.block_size
+    if n_positions is None:
+        n_positions = LARGEST_WINDOW if recipe.model.n_positions == "auto" else recipe.model.n_positions
+    return 1 + (n_positions if block == "auto" else min(block, n_positions))
 
 
 def choose_model(recipe: Recipe, *, store: Store, given: GPT2Config | None) -> GPT2Config:

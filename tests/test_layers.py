@@ -11,7 +11,7 @@ ROOT = Path(linnet.__file__).parent
 
 # Who may import whom, by the first name below `linnet`. A module may always import its own package.
 BASE = {"errors", "files", "config", "device"}
-SHARED = BASE | {"model", "tokenizer", "track", "hub"}
+SHARED = BASE | {"model", "tokenizer", "template", "sentences", "track", "hub"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -19,7 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "hub": {"errors", "files"},
     "tokenizer": {"errors", "files", "hub"},
-    "model": BASE | {"tokenizer", "hub"},
+    "sentences": set(),
+    "template": {"errors", "tokenizer"},
+    "model": BASE | {"tokenizer", "template", "hub"},
     "track": BASE,
     "data": SHARED,
     "training": SHARED,
@@ -27,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": SHARED | {"data", "generate"},
     "run": SHARED | {"training"},
 }
-COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "setup", "show", "demo"}
+COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "setup", "show", "demo", "evaluation", "inspection", "look"}
 
 
 def imports_of(path: Path) -> set[str]:

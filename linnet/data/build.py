@@ -1,27 +1,41 @@
-"""Building a token store: read the sources in blocks, split, tokenize, write.
+"""Building a token store: cut the sources into spans, map each to a part, merge the parts.
 
 What   `Build(...).run()` fills an empty folder.
-Why    Memory must stay flat on files of any size, and the same files and settings must give the same bytes.
-How    One pass over the files, two where a tokenizer is trained. What is held out: of a document its last share,
-       contiguous; of rows those whose hash falls into the share. A held-out source of its own is never trained on:
-       training rows that are equal to one of its rows are dropped.
+Why    Memory must stay flat on files of any size, a build that was killed must not begin anew, and the same files and
+       settings must give the same bytes, whoever worked on them and in whatever order.
+How    map.py makes a part of one span, engines.py runs it for many, merge.py writes the store. The parts lie beside
+       the store while it is built; a part that is complete is taken as it is. A tokenizer that is trained on the data
+       needs a pass of its own before.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnet import files
-from linnet.data.formats import ROW_FORMATS, Example, example_ids
-from linnet.data.sources import character_boundary, read_lines, read_text
+from linnet.data.engines import run
+from linnet.data.formats import RowFormat, make_row_format
+from linnet.data.inputs import Input, Piece, pieces_of
+from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows
+from linnet.data.merge import (
+    FEWEST_ROWS,
+    HELD_OUT,
+    NEAR_HELD_OUT,
+    Fates,
+    Merge,
+    Part,
+    decide,
+    read_ids,
+)
+from linnet.data.records import Span
 from linnet.data.store import StoreWriter
+from linnet.data.text import read_text
 from linnet.errors import LinnetError
 from linnet.tokenizer import Tokenizer, cut_stream, train_bpe, train_char
 
@@ -29,23 +43,28 @@ if TYPE_CHECKING:
     from linnet.config import DataConfig, TokenizerConfig
 
 TOKENIZER_SAMPLE = 32 << 20  # bytes of text that a BPE is trained on
-FEWEST_ROWS = 20  # with fewer rows nothing is held out
-ROWS_AT_ONCE = 2048
-CHARACTERS_AT_ONCE = 1 << 19
-EMPTY, HELD_OUT = "empty line", "equal to a held-out row"  # why a row is dropped
+WORTH_PROCESSES = 64 << 20  # bytes of sources; below that, starting processes costs more than it saves
+UNLIMITED = 1 << 62
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), over all passes."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One input file, and whether all of it is held out."""
+class Task:
+    """A job with the folder of its part: what a worker is given."""
 
-    path: Path
-    bytes: int
-    mtime_ns: int
-    held_out: bool
+    job: Job
+    plan: MapPlan
+    folder: Path
+
+
+def work(task: Task, *, observe: Callable[[int], None] = lambda count: None) -> int:
+    """Make a part unless it is there; returns its rows. Runs in any process."""
+    with contextlib.suppress(LinnetError):  # missing, or damaged
+        return int(files.verify_manifest(task.folder)["rows"])
+    map_job(task.job, task.plan, task.folder, observe=observe)
+    return int(files.read_manifest(task.folder)["rows"])
 
 
 class Build:
@@ -55,110 +74,71 @@ class Build:
         self,
         folder: Path,
         *,
+        parts: Path,
         data: DataConfig,
-        sources: list[Source],
+        inputs: list[Input],
+        size: int | None,
         config: dict[str, Any],
         notes: list[str],
         progress: Progress,
     ) -> None:
-        self.folder, self.data, self.sources, self.config, self.notes = folder, data, sources, config, notes
-        self.progress = progress
-        self.done = 0
-        self.size = sum(source.bytes for source in sources)
-        self.total = self.size
-        self.hashes: list[str] = []
-        self.dropped: Counter[str] = Counter()
+        self.folder, self.parts, self.data, self.inputs = folder, parts, data, inputs
+        self.config, self.notes, self.progress = config, notes, progress
         self.share = data.validation if isinstance(data.validation, float) else 0.0
+        self.keep = read_ids(data.keep, key="data.keep")
+        self.drop = read_ids(data.drop, key="data.drop")
+        self.size = UNLIMITED if size is None else size
+        self.pieces = self._cut()
+        if all(piece.held_out for _, piece in self.pieces):
+            self._hold_nothing_out()
+            self.pieces = self._cut()
+        self.jobs = self._jobs()
+        self.done = 0
+        self.total = sum(job.bytes for job in self.jobs)
+
+    def _cut(self) -> list[tuple[Input, Piece]]:
+        return [
+            (one, piece)
+            for one in self.inputs
+            for piece in pieces_of(one, format=self.data.format, share=self.share)
+        ]
+
+    def _hold_nothing_out(self) -> None:
+        self.share = 0.0
+        self.notes.append(
+            "Everything fell into the held-out part (a tiny text, or equal rows), so nothing is held out."
+        )
+
+    def _jobs(self) -> list[Job]:
+        formats: dict[str, RowFormat | None] = {}
+        for one in self.inputs:
+            document = one.is_document(self.data.format)
+            name = one.file.name
+            formats[name] = None if document else make_row_format(self.data, one.first_records(), where=name)
+        return [
+            Job(piece.span, formats[one.file.name], piece.bytes, self.data.max_rows)
+            for one, piece in self.pieces
+        ]
 
     def run(self, given: Tokenizer | None, config: TokenizerConfig) -> None:
+        """Fill the folder; `given` is taken as the tokenizer, else one is trained."""
         if not given:
-            self.total += self.size
+            self.total *= 2
             given = self._train_tokenizer(config)
-        files.make_folder(self.folder / "tokenizer")
-        # 1024 stands for "not known yet": the model folder gets the model's own figure.
-        given.save(self.folder / "tokenizer", n_positions=1024)
-        self._write(given)
+        for place in (self.folder / "tokenizer", self.parts / "tokenizer"):
+            files.make_folder(place)
+            # 1024 stands for "not known yet": the model folder gets the model's own figure.
+            given.save(place, n_positions=1024)
+        merge = Merge(self._map(), tokenizer=given)
+        merge.refuse_bad(self.data.max_bad)
+        self._write(merge)
 
-    def _observe(self, block: bytes) -> None:
-        self.done += len(block)
-        self.progress(self.done, self.total)
-
-    # -- what is held out ------------------------------------------------------------------------------------------
-
-    def _spans(self, source: Source) -> list[tuple[bool, int, int]]:
-        """(held out, first byte, last byte + 1) of a document: its last share is held out, contiguous."""
-        cut = source.bytes
-        if source.held_out:
-            cut = 0
-        elif self.share:
-            cut = character_boundary(source.path, int(source.bytes * (1 - self.share)))
-        spans = [(False, 0, cut), (True, cut, source.bytes)]
-        return [(held_out, start, stop) for held_out, start, stop in spans if stop > start]
-
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    def _lines(self, observe: Callable[[Source], Callable[[bytes], None]]) -> Iterator[tuple[Source, str]]:
-        """(source, line) of every line that is not empty."""
-        self.dropped.clear()
-        for source in self.sources:
-            for _, line in read_lines(source.path, stop=source.bytes, observe=observe(source)):
-                if line.strip():
-                    yield source, line
-                else:
-                    self.dropped[EMPTY] += 1
-
-    @cached_property
-    def _held_out_rows(self) -> set[int]:
-        """Hashes of the rows of a held-out source, which are in no training row; 8 bytes stand for each."""
-        rows: set[int] = set()
-        if self.data.format in ROW_FORMATS:
-            for source in self.sources:
-                if source.held_out:
-                    rows.update(_row_hash(line) for _, line in read_lines(source.path, stop=source.bytes))
-        return rows
-
-    def _rows(self, observe: Callable[[Source], Callable[[bytes], None]]) -> Iterator[tuple[bool, str]]:
-        """(held out, line): by a hash of the line, so adding rows moves none, and equal rows stay together."""
-        lines = self._lines(observe)
-        first = list(itertools.islice(lines, FEWEST_ROWS))
-        share = self.share if len(first) == FEWEST_ROWS else 0.0
-        known = self._held_out_rows
-        for source, line in itertools.chain(first, lines):
-            number = _row_hash(line) if share or known else 0
-            if number in known and not source.held_out:
-                self.dropped[HELD_OUT] += 1
-                continue
-            yield source.held_out or number < share * 2**64, line
-
-    def _training_texts(self, *, everything: bool) -> Iterator[str]:
-        """What a tokenizer is trained on: all text, or the training part, evenly thinned out if it is long."""
-        keep = 1.0 if everything else min(1.0, TOKENIZER_SAMPLE / self.size)
-        pieces = (
-            self._training_rows(everything)
-            if self.data.format in ROW_FORMATS
-            else self._training_spans(everything)
-        )
-        for number, piece in enumerate(pieces):
-            if int((number + 1) * keep) > int(number * keep):
-                yield piece
-
-    def _training_rows(self, everything: bool) -> Iterator[str]:
-        for held_out, line in self._rows(lambda _: self._observe):
-            if everything or not held_out:
-                yield line
-
-    def _training_spans(self, everything: bool) -> Iterator[str]:
-        for source in self.sources:
-            for held_out, start, stop in self._spans(source):
-                texts = read_text(source.path, start=start, stop=stop, observe=self._observe)
-                for pieces in cut_stream(texts):
-                    if everything or not held_out:
-                        yield from pieces
+    # -- the tokenizer -------------------------------------------------------------------------------------------
 
     def _train_tokenizer(self, config: TokenizerConfig) -> Tokenizer:
         if config.name == "char":
-            return train_char(self._training_texts(everything=True))
-        trained = train_bpe(self._training_texts(everything=False), vocab_size=config.vocab_size)
+            return train_char(self._texts(everything=True))
+        trained = train_bpe(self._thinned(), vocab_size=config.vocab_size)
         if trained.vocab_size < config.vocab_size:
             self.notes.append(
                 f"The text gives a vocabulary of {trained.vocab_size:,} (tokenizer.vocab_size={config.vocab_size:,} "
@@ -166,35 +146,146 @@ class Build:
             )
         return trained
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    def _thinned(self) -> Iterator[str]:
+        """The training part, evenly thinned out if it is long."""
+        keep = min(1.0, 2 * TOKENIZER_SAMPLE / self.total)
+        for number, text in enumerate(self._texts(everything=False)):
+            if int((number + 1) * keep) > int(number * keep):
+                yield text
 
-    def _write(self, tokenizer: Tokenizer) -> None:
-        with (
-            StoreWriter(self.folder, tokenizer=tokenizer) as train,
-            StoreWriter(self.folder / "validation", tokenizer=tokenizer) as held_out,
-        ):
-            parts = {False: train, True: held_out}
-            write = self._write_rows if self.data.format in ROW_FORMATS else self._write_documents
-            write(tokenizer, parts)
-        if not train.counts["examples"] and held_out.counts["examples"] and self.share:
-            self.notes.append(
-                "Everything fell into the held-out part (a tiny text, or equal rows), so nothing is held out."
+    def _texts(self, *, everything: bool) -> Iterator[str]:
+        """All text, or that which is not held out."""
+        for (_, piece), job in zip(self.pieces, self.jobs, strict=True):
+            if everything or not piece.held_out:
+                with self._reading(job) as observe:
+                    yield from self._texts_of(job, everything=everything, observe=observe)
+            else:
+                self._advance(job.bytes)
+
+    def _texts_of(self, job: Job, *, everything: bool, observe: Callable[[int], None]) -> Iterator[str]:
+        if job.row_format is None:
+            span = job.span
+            assert isinstance(span, Span)
+            texts = read_text(
+                span.path, start=span.start, stop=span.stop, observe=lambda block: observe(len(block))
             )
-            self.share, self.done = 0.0, self.done - self.size
-            self.hashes.clear()
-            return self._write(tokenizer)
+            for pieces in cut_stream(texts):
+                yield from pieces
+            return
+        rows = read_rows(job, None, observe=observe)
+        first = list(itertools.islice(rows, FEWEST_ROWS))
+        share = 0.0 if everything or len(first) < FEWEST_ROWS else self.share
+        for row in itertools.chain(first, rows):
+            if row.id >= share * 2**64:
+                yield from (turn.text for turn in row.turns)
+
+    # -- map -------------------------------------------------------------------------------------------------------
+
+    def _map(self) -> list[Part]:
+        """Make all parts; those of `data.max_rows` where that is set."""
+        filters = self.data.filters
+        rows = any(job.row_format for job in self.jobs)
+        plan = MapPlan(
+            tokenizer=self.parts / "tokenizer",
+            filters=filters,
+            size=self.size,
+            sketched=rows and bool(self.data.validation or filters.near_duplicates),
+            keep=frozenset(self.keep.tolist()),
+        )
+        tasks = [Task(job, plan, self.parts / f"{number:06}") for number, job in enumerate(self.jobs)]
+        parts: list[Part] = []
+        for held_out in (False, True):
+            chosen = [i for i, (_, piece) in enumerate(self.pieces) if piece.held_out is held_out]
+            found = 0
+            for i, count in zip(chosen, self._run([tasks[i] for i in chosen]), strict=False):
+                one, piece = self.pieces[i]
+                parts.append(
+                    Part(
+                        tasks[i].folder,
+                        one.file.name,
+                        held_out=held_out,
+                        document=self.jobs[i].row_format is None,
+                        begins=piece.begins,
+                        ends=piece.ends,
+                    )
+                )
+                found += count
+                if self.data.max_rows and found >= self.data.max_rows:
+                    break
+        return sorted(parts, key=lambda part: part.folder.name)
+
+    def _run(self, tasks: list[Task]) -> Iterator[int]:
+        workers = self.data.workers
+        if workers == "auto":
+            workers = (os.cpu_count() or 1) if self.total >= WORTH_PROCESSES else 1
+        if self.data.engine == "local" and (workers == 1 or len(tasks) == 1):
+            for task in tasks:
+                with self._reading(task.job) as observe:
+                    count = work(task, observe=observe)
+                yield count
+            return
+        for task, count in zip(
+            tasks, run(work, tasks, engine=self.data.engine, workers=workers), strict=False
+        ):
+            self._advance(task.job.bytes)
+            yield count
+
+    @contextlib.contextmanager
+    def _reading(self, job: Job) -> Iterator[Callable[[int], None]]:
+        """What to call with the bytes that were read; at the end all of the job's are."""
+        before = self.done
+
+        def observe(count: int) -> None:
+            self._advance(min(count, before + job.bytes - self.done))
+
+        yield observe
+        self._advance(before + job.bytes - self.done)
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        self.progress(self.done, self.total)
+
+    # -- the store -------------------------------------------------------------------------------------------------
+
+    def _write(self, merge: Merge) -> None:
+        fates = self._decide(merge)
+        nothing_left = not merge.documents and not (~fates.held_out & ~fates.left_out).any()
+        if self.share and nothing_left and fates.held_out.any():
+            self._hold_nothing_out()
+            fates = self._decide(merge)
+        with (
+            StoreWriter(self.folder, tokenizer=merge.tokenizer) as train,
+            StoreWriter(self.folder / "validation", tokenizer=merge.tokenizer) as held_out,
+        ):
+            merge.write(fates, train, held_out)
         if not train.counts["examples"]:
-            names = ", ".join(str(source.path) for source in self.sources[:3])
-            dropped = [f"{self.dropped[EMPTY]:,} empty lines"]
-            dropped += [f"{count:,} {why}" for why, count in self.dropped.items() if why != EMPTY]
+            names = ", ".join(one.file.name for one in self.inputs[:3])
+            dropped = [f"{merge.dropped[EMPTY]:,} empty lines"]
+            dropped += [f"{count:,} {why}" for why, count in merge.dropped.items() if why != EMPTY]
+            dropped += [f"{merge.bad:,} that cannot be used"] if merge.bad else []
             raise LinnetError(
                 f"{names}: there is no text to train on ({', '.join(dropped)}); check data.source."
             )
-        return self._finish(train, held_out)
+        self._finish(merge, fates, train, held_out)
 
-    def _finish(self, train: StoreWriter, held_out: StoreWriter) -> None:
-        if leaked := self.dropped[HELD_OUT]:
-            self.notes.append(f"{leaked:,} training rows are left out: each is equal to a held-out row.")
+    def _decide(self, merge: Merge) -> Fates:
+        return decide(
+            merge.rows,
+            own_held_out=merge.own_held_out,
+            share=self.share if len(merge.rows) >= FEWEST_ROWS else 0.0,
+            max_rows=self.data.max_rows,
+            sketches=merge.sketches(),
+            filters=self.data.filters,
+            drop=self.drop,
+            keep=self.keep,
+        )
+
+    def _finish(self, merge: Merge, fates: Fates, train: StoreWriter, held_out: StoreWriter) -> None:
+        for why, what in ((HELD_OUT, "equal"), (NEAR_HELD_OUT, "nearly equal")):
+            if leaked := merge.dropped[why]:
+                self.notes.append(f"{leaked:,} training rows are left out: each is {what} to a held-out row.")
+        if merge.bad:
+            self.notes.append(f"{merge.bad:,} rows cannot be used and are set aside in quarantine.jsonl.")
         shared = {"format": self.data.format, "notes": self.notes}
         fingerprint = ""
         if held_out.counts["examples"]:
@@ -202,102 +293,25 @@ class Build:
         else:
             files.remove_folder(held_out.folder)
             if self.share or isinstance(self.data.validation, str):
-                self.notes.append(f"No evaluation: {self._why_nothing_is_held_out(train)}.")
-        known = zip(self.sources, self.hashes, strict=True)
-        sources = [
-            {
-                "path": str(s.path),
-                "bytes": s.bytes,
-                "mtime_ns": s.mtime_ns,
-                "held_out": s.held_out,
-                "sha256": sha256,
-            }
-            for s, sha256 in known
-        ]
-        extra = {"config": self.config, "sources": sources, "dropped": self.dropped, "quarantined": 0}
-        train.finish(extra={**shared, **extra, "validation_fingerprint": fingerprint})
+                self.notes.append(f"No evaluation: {self._why_nothing_is_held_out(merge, train)}.")
+        extra = {
+            "config": self.config,
+            "sources": [one.identity() for one in self.inputs],
+            "dropped": dict(merge.dropped),
+            "changed": dict(merge.changed),
+            "quarantined": merge.bad,
+            "validation_fingerprint": fingerprint,
+        }
+        train.finish(
+            extra={**shared, **extra}, quarantine=merge.quarantine_lines(), dropped=merge.dropped_lines(fates)
+        )
 
-    def _why_nothing_is_held_out(self, train: StoreWriter) -> str:
-        rows = train.counts["rows"]
+    def _why_nothing_is_held_out(self, merge: Merge, train: StoreWriter) -> str:
         if isinstance(self.data.validation, str):
             return f"data.validation={self.data.validation} holds no text"
-        if self.data.format not in ROW_FORMATS:
+        rows = train.counts["rows"]
+        if merge.documents:
             return f"data.validation={self.data.validation} of so short a text is nothing"
         if rows < FEWEST_ROWS:
             return f"{rows} rows are too few to hold some out ({FEWEST_ROWS} are needed)"
         return f"none of the {rows} rows fell into the share data.validation={self.data.validation}"
-
-    def _write_documents(self, tokenizer: Tokenizer, parts: dict[bool, StoreWriter]) -> None:
-        """`text`: each file is one example, cut where the held-out share begins.
-
-        The training part is end-of-text + ids, the held-out part ids + end-of-text; a whole file has both.
-        """
-        end = [tokenizer.end_of_text]
-        for source in self.sources:
-            digest = hashlib.sha256()
-            for held_out, start, stop in self._spans(source):
-                part = parts[held_out]
-                texts = read_text(source.path, start=start, stop=stop, observe=self._hashed(digest))
-                ids = (ids for ids in tokenizer.encode_stream(self._counted(texts, part)) if ids)
-                first = next(ids, None)
-                if first is None:
-                    continue  # a byte order mark and nothing else
-                part.begin()
-                part.counts["rows"] += 1
-                if start == 0:
-                    part.add(end, 0)
-                    part.add(first, 1)
-                else:  # its first token is no target, since nothing comes before it
-                    part.add(first[:1], 0)
-                    part.add(first[1:], 1)
-                for more in ids:
-                    part.add(more, 1)
-                if stop == source.bytes:
-                    part.add(end, 1)
-            self.hashes.append(digest.hexdigest())
-
-    def _counted(self, texts: Iterator[str], part: StoreWriter) -> Iterator[str]:
-        for text in texts:
-            part.counts["bytes"] += len(text) if text.isascii() else len(text.encode())
-            yield text
-
-    def _hashed(self, digest: Any) -> Callable[[bytes], None]:
-        def observe(block: bytes) -> None:
-            digest.update(block)
-            self._observe(block)
-
-        return observe
-
-    def _write_rows(self, tokenizer: Tokenizer, parts: dict[bool, StoreWriter]) -> None:
-        """Row formats: each row is one example, and is held out by its hash."""
-        row_to_example = ROW_FORMATS[self.data.format]
-        digests = {source: hashlib.sha256() for source in self.sources}
-        for batch in _batches(self._rows(lambda source: self._hashed(digests[source]))):
-            for held_out, part in parts.items():
-                examples = [row_to_example(line) for side, line in batch if side is held_out]
-                part.add_examples(example_ids(tokenizer, examples))
-                part.counts["rows"] += len(examples)
-                part.counts["bytes"] += _text_bytes(examples)
-        self.hashes += [digest.hexdigest() for digest in digests.values()]
-
-
-def _row_hash(line: str) -> int:
-    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
-
-
-def _text_bytes(examples: list[Example]) -> int:
-    return len("".join(segment.text for example in examples for segment in example).encode())
-
-
-def _batches(rows: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
-    """Rows in lists that are worth a parallel call: up to 2,048 of them or half a million characters."""
-    batch: list[tuple[bool, str]] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row[1])
-        if len(batch) == ROWS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

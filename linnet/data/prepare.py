@@ -8,20 +8,25 @@ How    A store fits if its settings and its source files (size and time, or else
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnet import files
-from linnet.data.build import Build, Progress, Source
-from linnet.data.sources import find_files
+from linnet.data.build import Build, Progress
+from linnet.data.inputs import Input, find_inputs
+from linnet.data.merge import read_ids
 from linnet.data.store import KIND, Store, same_json
-from linnet.errors import LinnetError
+from linnet.errors import LinnetError, Stopped
 from linnet.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from linnet.config import DataConfig, TokenizerConfig
+
+
+WINDOWED = ("instruct", "chat", "papers")  # Their rows have context that every window carries.
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -34,12 +39,14 @@ def prepare(
     *,
     folder: Path,
     tokenizer_from: Tokenizer | None = None,
+    size: int | None = None,
     progress: Progress = _no_progress,
 ) -> Store:
     """The token store of `data` in `folder`, built if it is not there or does not fit any more.
 
     Args:
         tokenizer_from: the initial model's tokenizer; it is taken instead of the one that `tokenizer` names.
+        size: most ids of an example of a row with targets; a longer row becomes several (see windows.py).
         progress: called with (bytes done, bytes in all).
 
     Raises:
@@ -52,10 +59,10 @@ def prepare(
     with files.Lock(place.parent / f".{place.name}.lock"):
         files.repair_folder(place)
         notes: list[str] = []
-        sources = _sources(data, notes.append)
+        inputs = find_inputs(data, say=notes.append)
         given = tokenizer_from or _given_tokenizer(tokenizer)
-        config = _config(data, tokenizer, given)
-        store, reason = _fitting_store(folder, sources, config)
+        config = _config(data, tokenizer, given, size if data.format in WINDOWED else None)
+        store, reason = _fitting_store(folder, inputs, config)
         if store:
             return store
         if Path.cwd().is_relative_to(place):
@@ -63,45 +70,21 @@ def prepare(
                 f"data.prepared={folder} is the folder that you are in, and would be replaced; name one below it: "
                 "data.prepared=prepared."
             )
-        with files.new_folder(place) as new:
-            build = Build(new, data=data, sources=sources, config=config, notes=notes, progress=progress)
+        with files.new_folder(place) as new, _parts_folder(place, inputs, config) as parts:
+            build = Build(
+                new,
+                parts=parts,
+                data=data,
+                inputs=inputs,
+                size=config["size"],
+                config=config,
+                notes=notes,
+                progress=progress,
+            )
             build.run(given, tokenizer)
         store = Store.open(folder, verify=False)
         store.notes += [reason] if reason else []  # true of this time only, so it is not in the manifest
         return store
-
-
-def _sources(data: DataConfig, say: Callable[[str], None]) -> list[Source]:
-    """The files of both keys, those to train on first; a file that both name is only held out."""
-    held_out: list[Path] = []
-    if isinstance(data.validation, str):
-        _refuse_share(data.validation)
-        held_out = find_files(data.validation, key="data.validation", say=say)
-    named = find_files(data.source, say=say)
-    twice = {path.resolve() for path in held_out}
-    train = [path for path in named if path.resolve() not in twice]
-    if not train:
-        raise LinnetError(
-            f"data.validation={data.validation} holds out every file of data.source={data.source}, so nothing is left "
-            "to train on; name other files, or a share: data.validation=0.1."
-        )
-    if both := len(named) - len(train):
-        say(
-            f"{both} {'file' if both == 1 else 'files'} of data.source, named by data.validation as well, "
-            f"{'is' if both == 1 else 'are'} held out and not trained on."
-        )
-    stats = [(path, path.stat(), False) for path in train] + [(path, path.stat(), True) for path in held_out]
-    return [Source(path, stat.st_size, stat.st_mtime_ns, is_out) for path, stat, is_out in stats]
-
-
-def _refuse_share(validation: str) -> None:
-    """Raise where a text, like "10%" or "0,1", means a share and not a file."""
-    found = re.fullmatch(r"\s*(\d*[.,]?\d+)\s*(%?)\s*", validation)
-    if not found or Path(validation).exists():
-        return
-    share = float(found[1].replace(",", ".")) / (100 if found[2] else 1)
-    meant = f"data.validation={share:g}" if share < 1 else "a number below 1, as in data.validation=0.1"
-    raise LinnetError(f"data.validation={validation} is no file; a share is written as a number: {meant}.")
 
 
 def _given_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
@@ -109,18 +92,44 @@ def _given_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     return None if config.name in ("auto", "bpe", "char") else load_tokenizer(config.name)
 
 
-def _config(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizer | None) -> dict[str, Any]:
+def _config(
+    data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizer | None, size: int | None
+) -> dict[str, Any]:
     """Everything but the sources that decides the bytes of the store."""
     kind = (
         given.fingerprint if given else "char" if tokenizer.name == "char" else f"bpe {tokenizer.vocab_size}"
     )
     share = "own source, not trained on" if isinstance(data.validation, str) else data.validation
-    return {
-        "format": data.format,
-        "validation": share,
-        "columns": data.columns.model_dump(),
-        "tokenizer": kind,
-    }
+    lists = {key: read_ids(getattr(data, key), key=f"data.{key}").tolist() for key in ("drop", "keep")}
+    asked = data.model_dump(include={"format", "columns", "filters", "learn", "target", "reads", "max_rows"})
+    return {**asked, **lists, "validation": share, "size": size, "tokenizer": kind}
+
+
+@contextlib.contextmanager
+def _parts_folder(place: Path, inputs: list[Input], config: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the parts, beside the store. After a kill it is there, and is used if it belongs to the same."""
+    folder = place.with_name(f".{place.name}.parts")
+    identity = {"inputs": [repr(one) for one in inputs], "config": config}
+    known = folder / "identity.json"
+    try:
+        fits = json.loads(known.read_bytes()) == json.loads(json.dumps(identity))
+    except (OSError, ValueError):
+        fits = False
+    if folder.exists() and not fits:
+        files.remove_folder(folder)
+    files.make_folder(folder)
+    files.remove_leftovers(folder)
+    try:
+        if not fits:
+            files.write_json(known, identity)
+        yield folder
+    except Stopped:
+        raise
+    except Exception:  # What went wrong will go wrong again, and a full disk wants its room back.
+        with contextlib.suppress(OSError, LinnetError):
+            files.remove_folder(folder)
+        raise
+    files.remove_folder(folder)
 
 
 def _refuse_foreign(place: Path, *, shown: Path) -> None:
@@ -137,7 +146,7 @@ def _refuse_foreign(place: Path, *, shown: Path) -> None:
     raise LinnetError(f"{shown} {what}; set data.prepared to another folder.")
 
 
-def _fitting_store(folder: Path, sources: list[Source], config: dict[str, Any]) -> tuple[Store | None, str]:
+def _fitting_store(folder: Path, inputs: list[Input], config: dict[str, Any]) -> tuple[Store | None, str]:
     """The store in `folder` if it fits; else None and, where that is worth a note, why not."""
     if not folder.exists() or not any(folder.iterdir()):
         return None, ""
@@ -145,7 +154,7 @@ def _fitting_store(folder: Path, sources: list[Source], config: dict[str, Any]) 
         manifest = files.read_manifest(folder)
     except LinnetError as error:
         return None, f"Prepared again, since {error}"
-    if not same_json(manifest["config"], config) or not _same_sources(manifest["sources"], sources):
+    if not same_json(manifest["config"], config) or not _same_inputs(manifest["sources"], inputs):
         return None, ""
     try:
         return Store.open(folder), ""
@@ -153,14 +162,6 @@ def _fitting_store(folder: Path, sources: list[Source], config: dict[str, Any]) 
         return None, f"Prepared again, since {error}"
 
 
-def _same_sources(known: list[dict[str, Any]], sources: list[Source]) -> bool:
-    """Same path, size and modification time, or else the same content, for each file in order."""
-    if len(known) != len(sources):
-        return False
-    for old, new in zip(known, sources, strict=True):
-        if (old["bytes"], old["held_out"]) != (new.bytes, new.held_out):
-            return False
-        untouched = (old["path"], old["mtime_ns"]) == (str(new.path), new.mtime_ns)
-        if not untouched and files.sha256_file(new.path) != old["sha256"]:
-            return False
-    return True
+def _same_inputs(known: list[dict[str, Any]], inputs: list[Input]) -> bool:
+    """The same files in the same order."""
+    return len(known) == len(inputs) and all(one.is_same(old) for old, one in zip(known, inputs, strict=True))

@@ -1,8 +1,9 @@
 """The token store: a folder of prepared data, opened without reading it into memory.
 
 What   tokens.bin (uint16, uint32 above 65,535 ids), learn.bin (uint8 for each token), examples.npy (int64: where each
-       example starts, and the total), manifest.json, quarantine.jsonl, tokenizer/, and in validation/ the held-out
-       part in the same form. rows-<block_size>.npy (the packing) comes when it is first needed.
+       example starts, and the total), rows.npy (the rows that they come from), manifest.json, quarantine.jsonl and
+       dropped.jsonl (the rows that were left out, and why), tokenizer/, and in validation/ the held-out part in the
+       same form. rows-<block_size>.npy (the packing) comes when it is first needed.
 Why    Training needs any token at once and no parsing; the arrays are memory maps.
 How    `StoreWriter` appends to one part in bounded memory; `Store.open` reads it, and checks every hash.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from linnet.tokenizer import Tokenizer
 
 KIND = "token store"
 LARGEST_UINT16_VOCABULARY = 65_535
+COUNTS = (
+    *("rows", "examples", "tokens", "learned_tokens", "bytes"),
+    *("source_tokens", "present_tokens", "windowed", "shortened"),
+)
+# A row of the source: its id (see map.row_id), its first example, and how many it became.
+STORED_ROW = np.dtype([("id", "<u8"), ("first", "<i8"), ("windows", "<i4")])
 
 
 class Store:
@@ -47,8 +54,8 @@ class Store:
         self.end_of_text: int = manifest["end_of_text"]
         self.fingerprint: str = manifest["fingerprint"]
         self.notes: list[str] = list(manifest["notes"])
-        self.tokens = _map(folder / "tokens.bin", token_type(self.vocab_size))
-        self.learn = _map(folder / "learn.bin", np.dtype(np.uint8))
+        self.tokens = map_file(folder / "tokens.bin", token_type(self.vocab_size))
+        self.learn = map_file(folder / "learn.bin", np.dtype(np.uint8))
         self.examples: npt.NDArray[np.int64] = np.load(folder / "examples.npy", mmap_mode="r")
         nested = folder / "validation"
         self.validation: Store | None = (
@@ -90,7 +97,8 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= LARGEST_UINT16_VOCABULARY else "<u4")
 
 
-def _map(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+def map_file(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The numbers in a file, mapped into memory."""
     if path.stat().st_size == 0:
         return np.zeros(0, kind)  # an empty file cannot be mapped
     return np.memmap(path, dtype=kind, mode="r")
@@ -100,61 +108,93 @@ class StoreWriter:
     """Append examples to one part of a store, in bounded memory; use it in a `with` block, then `finish`.
 
     Attributes:
-        counts: rows, examples, tokens, learned_tokens, bytes (of the text, in UTF-8).
+        type: of the ids.
+        counts: rows, examples, tokens, learned_tokens, bytes (of the text, in UTF-8); of the rows' contents
+            source_tokens, and present_tokens that are in an example; rows windowed (more than one example) and
+            shortened (what is only read).
     """
 
     def __init__(self, folder: Path, *, tokenizer: Tokenizer) -> None:
         files.make_folder(folder)
         self.folder = folder
         self._tokenizer = tokenizer
-        self._type = token_type(tokenizer.vocab_size)
+        self.type = token_type(tokenizer.vocab_size)
         self._tokens = files.Writer(folder / "tokens.bin")
         self._learn = files.Writer(folder / "learn.bin")
-        # The header of examples.npy holds their number, which is known at the end.
+        # The headers of examples.npy and rows.npy hold their numbers, which are known at the end.
         self._starts = files.Writer(folder / "examples.raw")
-        self.counts = {"rows": 0, "examples": 0, "tokens": 0, "learned_tokens": 0, "bytes": 0}
+        self._rows = files.Writer(folder / "rows.raw")
+        self.counts = dict.fromkeys(COUNTS, 0)
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        for writer in (self._tokens, self._learn, self._starts):
+        for writer in (self._tokens, self._learn, self._starts, self._rows):
             writer.__exit__(*reason)
 
-    def begin(self) -> None:
-        """The next token is the first of an example."""
+    def begin_document(self) -> None:
+        """The next token is the first of an example that is a row of its own."""
         self._starts.write(self.counts["tokens"].to_bytes(8, "little"))
         self.counts["examples"] += 1
+        self.counts["rows"] += 1
 
-    def add(self, ids: Sequence[int], learn: int | Sequence[int]) -> None:
-        """Append tokens to the example that was begun; `learn` is one flag for all or one for each."""
-        self._tokens.write(np.asarray(ids, self._type).tobytes())
-        flags = bytes([learn]) * len(ids) if isinstance(learn, int) else bytes(learn)
-        self._learn.write(flags)
-        self.counts["tokens"] += len(ids)
-        self.counts["learned_tokens"] += flags.count(1)
+    def add(self, ids: Sequence[int] | npt.NDArray[Any], learn: int) -> None:
+        """Append tokens to the document that was begun; `learn` is the flag of all."""
+        self._append(np.asarray(ids, self.type), np.full(len(ids), learn, np.uint8))
 
-    def add_examples(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Append whole examples, each (ids, one flag for each)."""
-        if not examples:
-            return
-        ends = np.cumsum([len(ids) for ids, _ in examples], dtype="<i8") + self.counts["tokens"]
-        self._starts.write(np.concatenate([[self.counts["tokens"]], ends[:-1]]).astype("<i8").tobytes())
-        self.counts["examples"] += len(examples)
-        flags = bytes(chain.from_iterable(learn for _, learn in examples))
-        self.add(list(chain.from_iterable(ids for ids, _ in examples)), flags)
+    def add_rows(
+        self,
+        rows: npt.NDArray[Any],
+        *,
+        tokens: npt.NDArray[Any],
+        learn: npt.NDArray[np.uint8],
+        lengths: npt.NDArray[np.int64],
+    ) -> None:
+        """Append the windows of rows, each an example.
 
-    def finish(self, *, extra: Mapping[str, Any]) -> str:
-        """Write examples.npy, quarantine.jsonl and manifest.json (with `extra`) after the block; the fingerprint."""
-        raw = self.folder / "examples.raw"
+        Args:
+            rows: [R] with the fields id, windows, tokens, bytes, source_tokens, present_tokens, shortened.
+            tokens, learn: [N] of all windows. lengths: [W] tokens of each window.
+        """
+        ends = np.cumsum(lengths) + self.counts["tokens"]
+        self._starts.write((ends - lengths).astype("<i8").tobytes())
+        kept = np.empty(len(rows), STORED_ROW)
+        kept["id"], kept["windows"] = rows["id"], rows["windows"]
+        kept["first"] = np.cumsum(rows["windows"]) - rows["windows"] + self.counts["examples"]
+        self._rows.write(kept.tobytes())
+        self.counts["rows"] += len(rows)
+        self.counts["examples"] += len(lengths)
+        self.counts["windowed"] += int((rows["windows"] > 1).sum())
+        for name in ("bytes", "source_tokens", "present_tokens", "shortened"):
+            self.counts[name] += int(rows[name].sum())
+        self._append(tokens, learn)
+
+    def _append(self, tokens: npt.NDArray[Any], learn: npt.NDArray[np.uint8]) -> None:
+        self._tokens.write(tokens.tobytes())
+        self._learn.write(learn.tobytes())
+        self.counts["tokens"] += len(tokens)
+        self.counts["learned_tokens"] += int(learn.sum())
+
+    def finish(
+        self, *, extra: Mapping[str, Any], quarantine: Iterable[bytes] = (), dropped: Iterable[bytes] = ()
+    ) -> str:
+        """Write the other files and the manifest (with `extra`) after the block; returns the fingerprint.
+
+        Args:
+            quarantine, dropped: lines of the files of these names.
+        """
+        total = self.counts["tokens"].to_bytes(8, "little")
         hashes = {
             "tokens.bin": self._tokens.sha256,
             "learn.bin": self._learn.sha256,
-            "examples.npy": files.write_file(self.folder / "examples.npy", self._npy(raw)),
+            "examples.npy": self._write_npy("examples", "<i8", self.counts["examples"] + 1, after=total),
         }
-        files.operations.unlink(raw)
-        files.write_file(self.folder / "quarantine.jsonl", [])
         identity = [hashes[name] for name in sorted(hashes)]
+        rows = self._rows.bytes // STORED_ROW.itemsize  # documents have none
+        hashes["rows.npy"] = self._write_npy("rows", STORED_ROW.descr, rows)
+        hashes["quarantine.jsonl"] = files.write_file(self.folder / "quarantine.jsonl", quarantine)
+        hashes["dropped.jsonl"] = files.write_file(self.folder / "dropped.jsonl", dropped)
         identity += [self._tokenizer.fingerprint, str(extra.get("validation_fingerprint", ""))]
         fingerprint = hashlib.sha256("\n".join(identity).encode()).hexdigest()
         body = {
@@ -164,21 +204,29 @@ class StoreWriter:
             "vocab_size": self._tokenizer.vocab_size,
             "end_of_text": self._tokenizer.end_of_text,
             "tokenizer": self._tokenizer.fingerprint,
-            "dtype": self._type.name,
+            "dtype": self.type.name,
         }
         files.write_manifest(self.folder, extra={**body, **extra}, hashes=hashes)
         return fingerprint
 
-    def _npy(self, raw: Path) -> Iterator[bytes]:
-        """The bytes of examples.npy: its header, the starts from `raw`, the total."""
+    def _write_npy(self, name: str, kind: Any, length: int, *, after: bytes = b"") -> str:
+        """Make NAME.npy: its header, the bytes of NAME.raw, and `after`; its sha256."""
         header = io.BytesIO()
-        shape = (self.counts["examples"] + 1,)
-        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
-        yield header.getvalue()
-        with raw.open("rb") as file:
-            while block := file.read(1 << 20):
-                yield block
-        yield self.counts["tokens"].to_bytes(8, "little")
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": kind, "fortran_order": False, "shape": (length,)}
+        )
+        raw = self.folder / f"{name}.raw"
+        sha256 = files.write_file(
+            self.folder / f"{name}.npy", chain([header.getvalue()], _blocks(raw), [after])
+        )
+        files.operations.unlink(raw)
+        return sha256
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 def same_json(left: Any, right: Any) -> bool:

@@ -46,6 +46,7 @@ def test_a_line_is_an_example_with_end_of_text_on_both_sides(tmp_path: Path) -> 
         assert store.tokens[a] == store.tokens[b - 1] == end
         assert store.learn[a:b].tolist() == [0] + [1] * (b - a - 1)
     counts = {"rows": 3, "examples": 3, "tokens": 20, "learned_tokens": 17, "bytes": 14}
+    counts |= {"source_tokens": 14, "present_tokens": 14, "windowed": 0, "shortened": 0}
     assert store.manifest["counts"] == counts
     assert store.manifest["dropped"] == {"empty line": 2}
     assert (store.pairs, store.longest, store.tokens.dtype) == (17, 7, np.uint16)
