@@ -170,6 +170,23 @@ def papers_mirror(root: Path, *, name: str = "ccdv/pubmed-summarization") -> Pat
     return folder
 
 
+def lines(root: Path, *, count: int = ROWS) -> Path:
+    """A data.txt, one example a line."""
+    folder, rng = root / "datasets" / "someone" / "lines", random.Random(4)
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("".join(f"{number}. {sentence(rng)}\n" for number in range(count)))
+    return folder
+
+
+def book(root: Path) -> Path:
+    """A running text: paragraphs, cut into lines."""
+    folder, rng = root / "datasets" / "someone" / "book", random.Random(5)
+    folder.mkdir(parents=True)
+    paragraphs = ("\n".join(text(rng, 3) for _ in range(4)) for _ in range(ROWS))
+    (folder / "train.txt").write_text("\n\n".join(paragraphs))
+    return folder
+
+
 def gpt2(root: Path, *, tokenizer_from: Path | None = None) -> Path:
     """openai-community/gpt2: 2 layers, 32 wide, 256 positions, beside things that nobody may open.
 
