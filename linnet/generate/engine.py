@@ -10,6 +10,7 @@ short pass. When the window is full, its row makes room and is read again.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Unpack
 
 import torch
@@ -98,16 +99,13 @@ class Model:
         sampling_options: SamplingOptions = options
         sampling = Sampling(**sampling_options)
         turns = asked.turns(self.template)
-        if turns is None or self.template is None:
+        if turns is None or self.layout is None:
             return Writing(self, self._encode_raw(prompt), sampling)
-        # A row is n_positions ids that are read, and one more that is predicted.
-        size = self.network.config.n_positions + 1
-        layout = Layout(self.template, self.tokenizer, size=size, reads=self.reads)
         return Writing(
             self,
-            layout.prompt(turns, reply=sampling.max_new_tokens),
+            self.layout.prompt(turns, reply=sampling.max_new_tokens),
             sampling,
-            answer=Answer(layout, turns, goes_on=asked.continue_sections),
+            answer=Answer(self.layout, turns, goes_on=asked.continue_sections),
         )
 
     def encode_prompt(self, prompt: str = "", **options: Unpack[WritingOptions]) -> list[int]:
@@ -116,6 +114,14 @@ class Model:
         Without a template the tokenizer's prefix and the prompt.
         """
         return self.start(prompt, **options).prompt
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """How turns lie in the window: n_positions ids that are read, and one more that is predicted."""
+        if self.template is None:
+            return None
+        size = self.network.config.n_positions + 1
+        return Layout(self.template, self.tokenizer, size=size, reads=self.reads)
 
     def _encode_raw(self, prompt: str) -> list[int]:
         return self.tokenizer.prefix + self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
@@ -242,9 +248,11 @@ class Window:
 def inference(network: GPT2) -> Iterator[None]:
     """Without gradients and dropout; a network in training goes back to it."""
     training = network.training
-    network.eval()
+    if training:  # Going through all modules for each token takes as long as a layer of a small model.
+        network.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        network.train(training)
+        if training:
+            network.train()

@@ -116,14 +116,6 @@ def test_the_cache_and_the_moving_window_change_nothing(prompt, options):
     assert len(result.token_ids) > 64  # the window moved several times
 
 
-def test_window_start():
-    assert [window_start(n, size=8) for n in (0, 1, 8, 9, 10, 11, 12, 13)] == [0, 0, 0, 2, 2, 4, 4, 6]
-    assert [window_start(n, size=1) for n in (1, 2, 3)] == [0, 1, 2]
-    for size in (1, 2, 3, 5, 8, 1024):
-        for n in range(1, 3 * size + 3):
-            assert 1 <= n - window_start(n, size=size) <= size
-
-
 @pytest.mark.parametrize("n_positions", [1, 2, 3])
 def test_the_smallest_windows_work(n_positions):
     result = random_model(n_positions=n_positions).complete("The linnet", seed=1, max_new_tokens=20, top_k=20)
