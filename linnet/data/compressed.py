@@ -6,7 +6,8 @@ Why    Packed files must cost no more memory than plain ones, and a megabyte tha
 How    Small pieces go into the decompressor, so that even the worst piece gives at most 32 MB: 1 KB of zstd holds 256
        blocks of 128 KB, 4 KB of gzip give 4 MB. Members of gzip and frames of zstd follow each other and are read as
        one. A bomb is what has given more than 32 MB and more than 200 times its size: text packs 3 to 20 times,
-       repetitive logs 100 times, bombs 1,000 times and more.
+       repetitive logs 100 times, bombs 1,000 times and more. Most are one from their first byte, and found before
+       anything is read; in any other the same is watched all the way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import zstandard
 
 from linnet.errors import LinnetError
 
-BLOCK = 1 << 18  # bytes in a block; a packed file gives blocks of up to this and one piece's content
+BLOCK = 1 << 18  # bytes in a block
 BOMB_BYTES = 32 << 20  # content, below which nothing is a bomb
 BOMB_RATIO = 200  # content / file
 
@@ -124,8 +125,9 @@ def _shorter(path: Path) -> LinnetError:
 
 
 def _unpacked(path: Path, observe: Callable[[bytes], None]) -> Iterator[bytes]:
-    """The whole content of a packed file, in blocks of at least 256 KB but for the last."""
+    """The whole content of a packed file, in blocks of 256 KB but for the last."""
     suffix = path.suffix.lower()
+    _look_ahead(path, suffix)
     waiting: list[bytes] = []
     size = done = packed = 0
     damage = ""
@@ -140,8 +142,11 @@ def _unpacked(path: Path, observe: Callable[[bytes], None]) -> Iterator[bytes]:
                     size += len(content)
                 refuse_bomb(path, packed=packed, content=done + size)
                 if size >= BLOCK:
-                    yield b"".join(waiting)
-                    waiting, size, done = [], 0, done + size
+                    content = b"".join(waiting)
+                    whole = size - size % BLOCK
+                    for start in range(0, whole, BLOCK):
+                        yield content[start : start + BLOCK]
+                    waiting, size, done = [content[whole:]], size - whole, done + whole
         if not stream.complete:
             damage = f"the {suffix} stream ends early"
     except _BrokenStream as error:
@@ -150,6 +155,22 @@ def _unpacked(path: Path, observe: Callable[[bytes], None]) -> Iterator[bytes]:
         yield b"".join(waiting)
     if damage:
         raise Damaged(path, damage, byte=done + size)
+
+
+def _look_ahead(path: Path, suffix: str) -> None:
+    """Refuse what is a bomb from its beginning, before millions of its rows are read."""
+    stream = _Stream(suffix)
+    packed = content = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECES[suffix]):
+            packed += len(piece)
+            try:
+                content += sum(map(len, stream.feed(piece)))
+            except _BrokenStream:
+                return  # which is said in its place
+            if content <= BOMB_RATIO * packed:
+                return
+            refuse_bomb(path, packed=packed, content=content)
 
 
 class _BrokenStream(Exception):

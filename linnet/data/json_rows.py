@@ -138,10 +138,9 @@ class JsonRows:
         """What begins with a bracket."""
         line, byte = self.line, self.byte
         size = self._size_of_row()
-        if not size:
-            reason = too_long() if self._left() > lines_module.LONGEST_LINE else "its brackets do not match"
+        if isinstance(size, str):
             self._pass_to_next_row()
-            return BadRecord(reason, line, byte)
+            return BadRecord(size, line, byte)
         row = self._buffer[self._at : self._at + size]
         self._pass(size)
         values = json_object(row)
@@ -150,25 +149,30 @@ class JsonRows:
         self._row_begins = self._row_begins or _beginning(row)
         return Record(values, line, byte)
 
-    def _size_of_row(self) -> int:
-        """Bytes up to the bracket that closes the first one; 0 where they do not match or are too far apart."""
+    def _size_of_row(self) -> int | str:
+        """Bytes up to the bracket that closes the first one, or why it is not known."""
         closing = bytearray()
         size = 0
         while size <= lines_module.LONGEST_LINE:
             match = _BRACKET.match(self._buffer, self._at + size)
-            if match:
-                size = match.end() - self._at
-                bracket = self._buffer[match.end() - 1]
-                if bracket in _CLOSES:
-                    closing.append(_CLOSES[bracket])
-                elif bracket != closing.pop():
-                    return 0
-                elif not closing:
-                    return size
-            # What is not understood yet doubles, so that a long string is not searched again with every block.
-            elif self._left() > lines_module.LONGEST_LINE or not self._read_more(max(1, self._left() - size)):
-                return 0
-        return 0
+            if not match:
+                if self._left() > lines_module.LONGEST_LINE:
+                    break
+                # What is not understood yet doubles, so that a long string is not searched again with every block.
+                if not self._read_more(max(1, self._left() - size)):
+                    return "the file ends inside the row"
+                continue
+            size = match.end() - self._at
+            bracket = self._buffer[match.end() - 1]
+            if bracket in _CLOSES:
+                closing.append(_CLOSES[bracket])
+            elif bracket != closing.pop():
+                return "the brackets of the row do not match"
+            elif not closing and size <= lines_module.LONGEST_LINE:
+                return size
+            elif not closing:
+                break
+        return too_long()
 
     def _pass_to_next_row(self) -> None:
         """Pass a row whose end is not known, up to where the name of the first column stands as rows begin."""
