@@ -9,6 +9,7 @@ How    A run knows its recipe and, in its checkpoint, the fingerprint of its dat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -197,6 +198,11 @@ def _own_split(subject: Subject, trained: Trained | None) -> Material:
 
 def _store_of_training(subject: Subject, trained: Trained) -> Store:
     """What the run was trained on, prepared again where it is gone; anything else is refused."""
+    prepared, name = trained.recipe.data.prepared, trained.recipe.name
+    for folder in Path("prepared").glob(f"{name}-*") if prepared == "auto" else [Path(prepared)]:
+        with contextlib.suppress(LinnetError):
+            if files.read_manifest(folder)["fingerprint"] == trained.data:
+                return Store.open(folder)
     from_scratch = trained.recipe.model.init_from == SCRATCH
     try:
         store = prepare_store(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from tests.warm import Warm
 
 TINY = (
     *("model.init_from=scratch", "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "train.steps=8"),
+    *("train.eval_every=8", "train.save_every=8"),
     *(
         "tokenizer.vocab_size=300",
         "train.batch_size=4",
@@ -231,12 +233,15 @@ def test_different_data_are_said(command: Command) -> None:
     assert all(report["tokens"] <= 100 for report in result.json()["models"])
 
 
-def test_prepared_data_that_are_gone_are_prepared_again_and_changed_ones_refused(
-    command: Command, folder: Path
-) -> None:
+def test_the_data_of_the_training_or_none(command: Command, folder: Path) -> None:
+    """Prepared data count as they are; where they are gone they are made again, from the same files alone."""
     before = command("runs/bpe", "--json").json()
+    (folder / "lines.txt").rename(folder / "hidden.txt")
+    assert command("runs/bpe", "--json").json() == before
+    (folder / "hidden.txt").rename(folder / "lines.txt")
     (folder / "prepared").rename(folder / "away")
     assert command("runs/bpe", "--json").json() == before
+    shutil.rmtree(folder / "prepared")
     (folder / "lines.txt").rename(folder / "kept.txt")
     missing = command("runs/bpe", "--json")
     assert missing.code == 1
@@ -301,7 +306,7 @@ def test_ctrl_c_ends_it_at_once_with_130(folder: Path, warm: Warm) -> None:
     words = ("--generate", "40", "--max-new-tokens", "5000", "--json")
     child = warm.start("eval", "runs/math", *words, folder=folder)
     deadline = time.monotonic() + 60
-    while "loss" not in child.output and time.monotonic() < deadline:
+    while not (child.out.exists() and "loss" in child.output) and time.monotonic() < deadline:
         time.sleep(0.05)
     child.kill(signal.SIGINT)
     assert child.wait() == 130
