@@ -129,7 +129,7 @@ class Build:
             files.make_folder(place)
             # 1024 stands for "not known yet": the model folder gets the model's own figure.
             given.save(place, n_positions=1024)
-        merge = Merge(self._map(), tokenizer=given)
+        merge = Merge(self._map(given.fingerprint), tokenizer=given)
         merge.refuse_bad(self.data.max_bad)
         self._write(merge)
 
@@ -181,12 +181,13 @@ class Build:
 
     # -- map -------------------------------------------------------------------------------------------------------
 
-    def _map(self) -> list[Part]:
+    def _map(self, fingerprint: str) -> list[Part]:
         """Make all parts; those of `data.max_rows` where that is set."""
         filters = self.data.filters
         rows = any(job.row_format for job in self.jobs)
         plan = MapPlan(
             tokenizer=self.parts / "tokenizer",
+            fingerprint=fingerprint,
             filters=filters,
             size=self.size,
             sketched=rows and bool(self.data.validation or filters.near_duplicates),

@@ -84,13 +84,14 @@ class MapPlan:
     """What all jobs of a build share.
 
     Attributes:
-        tokenizer: its folder.
+        tokenizer: its folder. fingerprint: of it, since the folder has another one the next time.
         size: most ids of a window.
         sketched: rows get a sketch, by which near duplicates are found.
         keep: ids of rows that no filter may drop.
     """
 
     tokenizer: Path
+    fingerprint: str
     filters: FiltersConfig
     size: int
     sketched: bool
@@ -108,14 +109,15 @@ class ParsedRow:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(folder: Path) -> Tokenizer:
+def _tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
+    """Read once in a process."""
     return Tokenizer.load(folder)
 
 
 def map_job(job: Job, plan: MapPlan, folder: Path, *, observe: Observe) -> None:
     """Write the part of `job` into `folder`, whole or not at all."""
     with files.new_folder(folder) as new:
-        with PartWriter(new, _tokenizer(plan.tokenizer)) as part:
+        with PartWriter(new, _tokenizer(plan.tokenizer, plan.fingerprint)) as part:
             if job.row_format is None:
                 _map_document(job, part, observe=observe)
             else:

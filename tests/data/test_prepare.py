@@ -162,9 +162,13 @@ def test_training_rows_that_are_equal_to_held_out_rows_are_dropped(tmp_path: Pat
     rows = ["one", "shared zzzz", "", "two", "shared zzzz ", "shared zzzz", "three"]
     store = lines_store(tmp_path, rows, validation=str(test), tokenizer=tokenizer)
     assert store.validation is not None
-    assert texts_of(store) == ["one", "two", "shared zzzz ", "three"]
+    assert texts_of(store) == ["one", "two", "three"]
     assert texts_of(store.validation) == ["shared zzzz", "only here", "shared zzzz"]
-    assert store.manifest["dropped"] == {"empty line": 2, "equal to a held-out row": 2}
+    assert store.manifest["dropped"] == {
+        "empty line": 2,
+        "equal to a held-out row": 2,
+        "nearly equal to a held-out row": 1,  # a space at its end
+    }
     assert "2 training rows are left out: each is equal to a held-out row." in store.notes
     with pytest.raises(LinnetError, match=r"no text to train on .1 empty lines, 1 equal to a held-out row"):
         lines_store(tmp_path, ["only here"], validation=str(test))
@@ -182,7 +186,7 @@ def test_training_rows_that_are_equal_to_held_out_rows_are_dropped(tmp_path: Pat
         (" 2.5 %", r"data.validation=0.025\."),
         ("0,2", r"data.validation=0.2\."),
         ("100%", r"a number below 1, as in data.validation=0.1\."),
-        ("hf:owner/name", "data.validation=hf:owner/name"),
+        ("hf:owner/name", "hf:owner/name: cannot be had"),
     ],
 )
 def test_a_wrong_held_out_source_is_named_by_its_key(tmp_path: Path, validation: str, words: str) -> None:
@@ -354,7 +358,7 @@ def test_more_than_65_535_ids_take_four_bytes(tmp_path: Path, tokenizer: str) ->
     [
         (b"\n \n\t\n", "lines", "no text to train on .3 empty lines"),
         (b"\xef\xbb\xbf", "text", "no text to train on"),
-        (b"fine\nbad \xff\n", "lines", r"a.txt:2: byte 9 \(0xFF\) is not UTF-8"),
+        (b"fine\nbad \xff\n", "lines", r"1 of 2 rows cannot .* \(0xFF\) is not UTF-8.*a.txt:2: byte 5\."),
         (b"fine\nbad \xff\n", "text", r"a.txt:2: byte 9 \(0xFF\) is not UTF-8"),
         (b"a\0b", "text", "is NUL"),
         (b"", "text", "is empty"),
@@ -446,7 +450,7 @@ def test_killed_at_any_moment_the_next_start_gives_a_whole_store(tmp_path: Path)
 
     shutil.rmtree(tmp_path / "store")
     total = int(calls)
-    for kill_at in (3, total // 3, total // 2, total - 12, total - 3):
+    for kill_at in (3, total // 3, total // 2, 12, 7):  # what is made before a kill is not made again
         assert start(kill_at) == ""
     assert start(0).split()[0] == clean
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "store", ".store.lock"}
