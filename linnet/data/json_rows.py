@@ -51,7 +51,11 @@ def jsonl_rows(lines: Lines) -> Iterator[Record | BadRecord]:
         if data is None:
             yield BadRecord(too_long(), line, byte)
             continue
-        for row in split_lines(data):
+        rows = split_lines(data)
+        if data.isspace():
+            lines.empty += len(rows)
+            continue
+        for row in rows:
             try:
                 values = loads(row)
             except orjson.JSONDecodeError:

@@ -54,10 +54,11 @@ def csv_rows(lines: Lines, *, path: Path) -> Iterator[Record | BadRecord]:
     first = feed.take()
     while first and not first.reason and not first.text.strip():
         lines.empty += 1
+        feed.taken.clear()
         first = feed.take()
     if not first:
         return
-    feed.give_back(len(feed.taken) - 1)
+    feed.give_back(0)
     delimiter = "\t" if tabs else max(",;\t", key=first.text.count)
     csv.field_size_limit(max(csv.field_size_limit(), lines_module.LONGEST_LINE))
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
