@@ -76,6 +76,26 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, *, as_json: AsJ
 
 
 @app.command()
+def inspect(
+    subject: Annotated[
+        str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, or a file, folder or glob of any data.")
+    ],
+    overrides: Overrides = None,
+    *,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a page as well.")] = None,
+    rows: Annotated[int, typer.Option(help="How many of the first examples are shown.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show what will be learned of the data: examples in colour, counts, what is left out, duplicates.
+
+    Of a bare file it says what it seems to be and which recipe fits.
+    """
+    from linnet import inspection
+
+    inspection.show(subject, overrides=overrides or [], html=html, as_json=as_json, rows=rows)
+
+
+@app.command()
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -188,8 +208,14 @@ def generate(
         bool, typer.Option("--end-at-sentence", help="Cut after the last whole sentence.")
     ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print each piece as it is written.")] = False,
+    system: Annotated[
+        str, typer.Option("--system", "--title", help="A turn before the prompt; of a paper its title.")
+    ] = "",
     raw: Annotated[
         bool, typer.Option("--raw", help="Take the prompt as it is, without the model's template.")
+    ] = False,
+    continue_sections: Annotated[
+        bool, typer.Option("--continue-sections", help="Write an article that is longer than the window.")
     ] = False,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     as_json: AsJson = False,
@@ -212,15 +238,12 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-    system: Annotated[
-        str, typer.Option("--system", "--title", help="A turn before the prompt; of a paper its title.")
-    ] = "",
         "stop": stop or [],
         "seed": "random" if seed is None else seed,
         "end_at_sentence": end_at_sentence,
-    continue_sections: Annotated[
-        bool, typer.Option("--continue-sections", help="Write an article that is longer than the window.")
-    ] = False,
+        "system": system,
+        "raw": raw,
+        "continue_sections": continue_sections,
     }
     writing = api.load(model, precision=precision).start(text, **options)
     if len(writing.prompt) < writing.asked_tokens:
@@ -244,9 +267,6 @@ def runs(
     *,
     plot: Annotated[Path | None, typer.Option(help="Put all loss curves into this picture.")] = None,
     as_json: AsJson = False,
-        "system": system,
-        "raw": raw,
-        "continue_sections": continue_sections,
 ) -> None:
     """Show the runs of a folder side by side."""
     from linnet.track import runs as table
