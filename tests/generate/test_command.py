@@ -1,0 +1,98 @@
+"""`linnet generate` with a model that was trained on turns."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import linnet
+from linnet import cli
+from linnet.generate.engine import Model
+from linnet.model.pretrained import save_model
+from linnet.template import CHAT, PAPERS, Template
+from tests.generate.networks import scripted, shift
+from tests.model.examples import tiny, tokenizer
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["linnet", "generate", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def saved(folder: Path, model: Model) -> str:
+    folder.mkdir()
+    save_model(folder, model.network, tokenizer=model.tokenizer, template=model.template)
+    return str(folder)
+
+
+def never_ending(template: Template | None, **shape: int) -> Model:
+    model = Model(tiny(**shape), tokenizer(), template=template)
+    shift(model.network, model.tokenizer.end_of_text, by=-100.0)
+    return model
+
+
+def test_an_answer_is_printed_without_its_prompt_and_first_space(command: Command, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", scripted(" It sings.", prompt="What?", template=CHAT))
+    assert command(folder, "What?", "--temperature", "0") == (0, "It sings.\n", "")
+    assert command(folder, "What?", "--temperature", "0", "--stream") == (0, "It sings.\n", "")
+    report: dict[str, Any] = json.loads(command(folder, "What?", "--temperature", "0", "--json")[1])
+    assert (report["text"], report["finish_reason"]) == ("It sings.", "stop")
+    assert report["tokens"] == len(tokenizer().encode(" It sings."))
+
+
+def test_system_title_and_raw(command: Command, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", never_ending(PAPERS, n_positions=256))
+    model, options = linnet.load(folder), ("--temperature", "0", "--max-new-tokens", "12")
+    wanted = model.generate("It sings.", system="On finches", temperature=0, max_new_tokens=12)
+    for name in ("--system", "--title"):
+        assert command(folder, "It sings.", name, "On finches", *options) == (0, wanted + "\n", "")
+    wanted = model.generate("It sings.", raw=True, temperature=0, max_new_tokens=12)
+    assert command(folder, "It sings.", "--raw", *options) == (0, wanted + "\n", "")
+    code, _, said = command(folder, "It sings.", "--raw", "--title", "On finches")
+    assert code == 2
+    assert "raw takes the prompt as it is" in said
+
+
+def test_a_prompt_that_is_shortened_is_counted(command: Command, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", never_ending(PAPERS, n_positions=128))
+    prompt = "A bird sings. " * 40
+    writing = linnet.load(folder).start(prompt, max_new_tokens=200)
+    said = f"The prompt was shortened from {writing.asked_tokens} to {len(writing.prompt)} tokens, so that the answer"
+    code, _, err = command(folder, prompt, "--seed", "1")
+    assert code == 0
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+    assert command(folder, "A bird.", "--seed", "1", "--max-new-tokens", "50")[2] == ""
+
+
+def test_an_article_beyond_the_window(command: Command, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", never_ending(PAPERS, n_positions=96))
+    words = ("--continue-sections", "--max-new-tokens", "300", "--seed", "1", "--json")
+    code, out, err = command(folder, "A bird sings.", *words)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["tokens"] == 300
+    other = saved(tmp_path / "other", never_ending(CHAT))
+    code, _, err = command(other, "Hi", "--continue-sections")
+    assert code == 2
+    assert "recipe papers" in err
+
+
+def test_a_template_of_another_origin_is_said_once(command: Command, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", never_ending(None))
+    Path(folder, "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    code, out, err = command(folder, "The", "--max-new-tokens", "3", "--seed", "1", "--stream")
+    assert code == 0
+    assert out
+    assert err.count("not executed") == err.count("\n") == 1
