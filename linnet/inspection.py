@@ -175,7 +175,7 @@ def _of_source(source: str, keys: Mapping[str, Any], *, overrides: Sequence[str]
         raise UsageError(
             f"There is no recipe and no file named {source}; built-in recipes are {names}."
         ) from error
-    guess = guess_file(paths[0])
+    guess = guess_file(paths[0], source=source)
     sources = [{"path": str(path), "bytes": path.stat().st_size, "held_out": False} for path in paths]
     report = Report(subject=source, sources=sources, notes=notes, guess=guess)
     data_format = keys.get("data.format", guess.format)
@@ -183,17 +183,19 @@ def _of_source(source: str, keys: Mapping[str, Any], *, overrides: Sequence[str]
         return report
     if "data.format" in keys:
         report = replace(report, guess=replace(guess, format=data_format, why="", otherwise=""))
-    command = shlex.join([*shlex.split(train_command(data_format, Path(source))), *overrides])
+    command = shlex.join([*shlex.split(train_command(data_format, source)), *overrides])
     report = replace(report, data_format=data_format, command=command)
     large = sum(path.stat().st_size for path in paths) > LARGE and "data.max_rows" not in keys
-    if large:
-        more = "data.max_rows=... looks at more"
-        notes.append(f"It is large, so all figures are of its first {ROWS:,} rows; {more}.")
     with tempfile.TemporaryDirectory(prefix="linnet-inspect-") as folder:
         recipe = _recipe_for(source, data_format, keys, large=large, folder=Path(folder))
         if large and data_format == "text" and guess.kind == KINDS["txt"]:
-            missing = f"It is larger than {LARGE >> 20} MB, so tokens are estimated as bytes / 4; `linnet prepare` counts."
-            return _without_tokens(recipe, replace(report, missing=missing, notes=[]), rows=rows)
+            missing = (
+                f"Over {LARGE >> 20} MB tokens are estimated, as bytes / 4; `linnet prepare` counts them."
+            )
+            return _without_tokens(recipe, replace(report, missing=missing), rows=rows)
+        if large:
+            more = f"It is large, so all figures are of its first {ROWS:,} rows; data.max_rows=... looks at more."
+            report = replace(report, notes=[*notes, more])
         return _prepared_aside(recipe, report, keys, rows=rows)
 
 
@@ -239,9 +241,8 @@ def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, 
     notes = [note for note in full.notes if "quarantine.jsonl" not in note]
     bad, most = full.left_out.quarantined, DataConfig().max_bad
     if "data.max_bad" not in keys and bad > most * (bad + full.counts["rows"]):
-        notes.append(
-            f"More than {most:.0%} of the rows cannot be used, so a training would stop; mend them, or set data.max_bad."
-        )
+        share = f"More than {most:.0%} of the rows cannot be used"
+        notes.append(f"{share}, so a training would stop; mend them, or set data.max_bad.")
     return replace(full, prepared="", notes=notes)
 
 

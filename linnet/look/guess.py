@@ -77,22 +77,18 @@ class Guess:
     remedy: str = ""
     otherwise: str = ""
 
-    def command(self) -> str:
-        """What trains on the file; "" where nothing fits."""
-        return train_command(self.format, self.path) if self.format else ""
-
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {**asdict(self), "path": str(self.path)}
 
 
-def train_command(data_format: str, path: Path) -> str:
+def train_command(data_format: str, source: str) -> str:
     """`linnet train RECIPE data.source=FILE`."""
-    return f"linnet train {RECIPES[data_format]} data.source={shlex.quote(str(path))}"
+    return f"linnet train {RECIPES[data_format]} data.source={shlex.quote(source)}"
 
 
-def guess_file(path: Path) -> Guess:
-    """Look at the beginning of `path`.
+def guess_file(path: Path, *, source: str = "") -> Guess:
+    """Look at the beginning of `path`, which stands for `source` (a folder or glob; "": only itself).
 
     Raises:
         LinnetError: it cannot be opened or unpacked, or is Parquet or CSV that cannot be read.
@@ -106,7 +102,7 @@ def guess_file(path: Path) -> Guess:
         return Guess(path, name if encoding else "not text", encoding, None, "", remedy=remedy)
     if kind != "txt":
         return _guess_rows(path, name, encoding=encoding)
-    return _guess_text(path, name, encoding=encoding)
+    return _guess_text(path, name, encoding=encoding, source=source or str(path))
 
 
 def _encoding(path: Path) -> tuple[str, str]:
@@ -136,7 +132,7 @@ def _guess_other(head: bytes) -> str:
 # -- plain text ------------------------------------------------------------------------------------------------------
 
 
-def _guess_text(path: Path, kind: str, *, encoding: str) -> Guess:
+def _guess_text(path: Path, kind: str, *, encoding: str, source: str) -> Guess:
     text = "".join(itertools.islice(read_text(path), LOOKED_AT_BYTES >> 18))
     if _is_json_lines(text):
         new = path.with_name(path.name.removesuffix(path.suffix) + ".jsonl")
@@ -154,7 +150,7 @@ def _guess_text(path: Path, kind: str, *, encoding: str) -> Guess:
         encoding,
         chosen,
         why,
-        otherwise=f"{other}: {train_command('text' if lines else 'lines', path)}",
+        otherwise=f"{other}: {train_command('text' if lines else 'lines', source)}",
     )
 
 

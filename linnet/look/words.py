@@ -70,7 +70,8 @@ def facts_of_counts(report: Report) -> list[Line]:
     lines = []
     if "learned_tokens" in counts and counts["tokens"]:
         share = counts["learned_tokens"] / counts["tokens"]
-        lines.append(("", f"{share:.1%} of the tokens are learned, the rest is only read."))
+        part = f"{share:.1%} of the tokens are learned, the rest is only read."
+        lines.append(("", part if shows_learned(report) else "All of it is learned."))
     if report.kept_share is not None:
         kept = "All" if report.kept_share == 1 else f"{report.kept_share:.2%}"
         text = f"{kept} of the source's tokens are in an example"
