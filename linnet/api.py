@@ -24,10 +24,10 @@ from linnet.errors import UsageError
 from linnet.generate.engine import Model
 from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
-from linnet.model.pretrained import load_model, read_config
+from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
+from linnet.preparing import prepare as prepare
 from linnet.run import RunFolder
-from linnet.setup import initial_model, prepare_store
 from linnet.show import show_end, show_finished, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer
 from linnet.track.metrics import read_metrics
@@ -149,17 +149,6 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
     run = RunFolder(folder.parent)
     reads = run.recipe_values().get("data", {}).get("reads", "start") if folder == run.model else "start"
     return Model(network, load_tokenizer(str(folder)), template=template, reads=reads)
-
-
-def prepare(recipe: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Build a recipe's token store, or find it ready; returns its counts."""
-    settled = session.Request(recipe, parse_overrides(overrides)).settle()
-    initial = initial_model(settled)
-    positions = read_config(initial).n_positions if initial else None
-    store = prepare_store(settled, tokenizer_from=initial, n_positions=positions)
-    for note in store.notes:
-        print(note, file=sys.stderr)
-    return {"folder": str(store.folder), **store.manifest["counts"]}
 
 
 def _look_only(request: session.Request, *, folder: RunFolder, only: str) -> Run:

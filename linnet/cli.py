@@ -66,9 +66,9 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, *, as_json: AsJ
 
     `linnet train` does it by itself when needed.
     """
-    from linnet import api
+    from linnet import preparing
 
-    report = api.prepare(recipe, overrides=overrides or [])
+    report = preparing.prepare(recipe, overrides=overrides or [])
     if as_json:
         print(json.dumps(report))
     else:

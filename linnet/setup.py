@@ -7,8 +7,6 @@ How    One function for each decision; `linnet.session` calls them in order.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,33 +15,16 @@ from typing import Any
 from linnet import files
 from linnet.config import Recipe
 from linnet.data.batches import Batches
-from linnet.data.prepare import prepare
 from linnet.data.store import Store
 from linnet.device import Choice
-from linnet.errors import DiskError, LinnetError
+from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model
-from linnet.model.resolve import resolve_model
-from linnet.tokenizer import load_tokenizer
-from linnet.track.progress import BytesProgress
+from linnet.preparing import LARGEST_WINDOW as LARGEST_WINDOW
+from linnet.preparing import SCRATCH as SCRATCH
+from linnet.preparing import initial_model as initial_model
+from linnet.preparing import prepare_store as prepare_store
 from linnet.training.plan import Plan, choose_block_size, make_plan
-
-SCRATCH = "scratch"
-LARGEST_WINDOW = 1024  # n_positions="auto" with block_size="auto": GPT-2's own.
-
-
-def initial_model(recipe: Recipe) -> Path | None:
-    """The folder of the initial weights; None from scratch."""
-    if recipe.model.init_from == SCRATCH:
-        return None
-    try:
-        return resolve_model(recipe.model.init_from)
-    except DiskError:
-        raise
-    except LinnetError as error:
-        raise LinnetError(
-            f"model.init_from: {error} Or start from nothing with model.init_from=scratch."
-        ) from error
 
 
 def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
@@ -56,45 +37,6 @@ def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
         "folder": str(initial),
         "sha256": {path.name: files.sha256_file(path) for path in weights},
     }
-
-
-def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None, n_positions: int | None) -> Store:
-    """The recipe's token store, built where it is missing or stale.
-
-    Args:
-        tokenizer_from: the folder whose tokenizer `tokenizer.name = "auto"` means; None: a BPE is trained.
-        n_positions: the initial model's window; None from scratch.
-    """
-    if not recipe.data.source:
-        raise LinnetError("data.source is not set: add data.source=FILE, a folder or a glob.")
-    tokenizer = None
-    if recipe.tokenizer.name == "auto" and tokenizer_from is not None:
-        tokenizer = load_tokenizer(str(tokenizer_from))
-    folder = Path(recipe.data.prepared)
-    size = window_size(recipe, n_positions=n_positions)
-    if recipe.data.prepared == "auto":
-        # What does not change the bytes of a store is not in its name.
-        data = recipe.data.model_dump(exclude={"prepared", "max_bad", "workers", "engine"})
-        parts = [data, recipe.tokenizer.model_dump(), size]
-        identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
-        folder = Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    with BytesProgress("reading") as progress:
-        return prepare(
-            recipe.data,
-            recipe.tokenizer,
-            tokenizer_from=tokenizer,
-            folder=folder,
-            size=size,
-            progress=progress,
-        )
-
-
-def window_size(recipe: Recipe, *, n_positions: int | None) -> int:
-    """Most ids of an example: the pairs of a row (block_size, or all that the model can see) and one more."""
-    block = recipe.train.block_size
-    if n_positions is None:
-        n_positions = LARGEST_WINDOW if recipe.model.n_positions == "auto" else recipe.model.n_positions
-    return 1 + (n_positions if block == "auto" else min(block, n_positions))
 
 
 def choose_model(recipe: Recipe, *, store: Store, given: GPT2Config | None) -> GPT2Config:

@@ -348,3 +348,12 @@ def test_tokens_on_disk_are_the_text(command: Command, text: Path) -> None:
     tokens = np.fromfile(Path(report["folder"]) / "tokens.bin", dtype="<u2")
     tokenizer = AutoTokenizer.from_pretrained(Path(report["folder"]) / "tokenizer")
     assert TEXT.startswith(tokenizer.decode(tokens[1:].tolist()))
+
+
+def test_preparing_does_not_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("one two three\n" * 200)
+    code = "import sys; from linnet import preparing; preparing.prepare('scratch', overrides=sys.argv[1:]); "
+    code += "print(sorted({'torch', 'datasets', 'transformers', 'awkward'} & sys.modules.keys()))"
+    keys = [f"data.source={tmp_path / 'data.txt'}", f"data.prepared={tmp_path / 'prepared'}"]
+    done = subprocess.run([sys.executable, "-c", code, *keys], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

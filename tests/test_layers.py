@@ -29,7 +29,20 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": SHARED | {"data", "generate"},
     "run": SHARED | {"training"},
 }
-COMPOSERS = {"__init__", "__main__", "cli", "api", "session", "setup", "show", "demo", "evaluation", "inspection", "look"}
+COMPOSERS = {
+    "__init__",
+    "__main__",
+    "cli",
+    "api",
+    "session",
+    "setup",
+    "show",
+    "demo",
+    "evaluation",
+    "inspection",
+    "look",
+    "preparing",
+}
 
 
 def imports_of(path: Path) -> set[str]:
