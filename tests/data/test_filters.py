@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -301,6 +302,29 @@ def test_any_text_has_a_verdict() -> None:
         assert filters([Turn("text", text)]).turns == [Turn("text", text)]
 
     judge()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[",
+        "(",
+        "[1,",
+        "[1] ",
+        "( , ",
+        "@xcite ",
+        " ",
+        "\n",
+        "References\n",
+        "1. Smith J, 2010\n",
+        "A B. ",
+        "\\documentclass[",
+    ],
+)
+def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+    started = time.process_time()
+    Filters(ALL_CLEANING)([Turn("text", piece * (200_000 // len(piece)))])
+    assert time.process_time() - started < 5
 
 
 def rows_of(shared_data: Path, name: str) -> list[list[Turn]]:

@@ -95,7 +95,7 @@ def without_references(text: str) -> str:
         return text
     lines = text.splitlines(keepends=True)
     headings = [number for number, line in enumerate(lines) if len(line) < 60 and _REFERENCES.match(line)]
-    for heading in reversed(headings):
+    for heading in headings[:-4:-1]:  # a text full of headings must not cost the square of its length
         behind = lines[heading + 1 :]
         stop = next(
             (n for n, line in enumerate(behind) if _AFTER_REFERENCES.fullmatch(line.strip())), len(behind)
@@ -129,7 +129,9 @@ _NOUN = re.compile(
 _XCITE = re.compile(r"@xcite(?:\s?[,;–-]?\s?@xcite)*")
 _XCITE_LEAD = re.compile(r"\b(?:in|by|see|from|of|with|to|e\.g\.|cf\.?|refs?\.?) ?\Z")
 _XMATH = re.compile(r"@xmath\d*")
-_LATEX = re.compile(r"\\documentclass\[(?:(?!\\end\{document\}).)*\\end\{document\}", re.DOTALL)
+_LATEX = re.compile(
+    r"\\documentclass\[(?:(?!\\end\{document\}|\\documentclass).)*\\end\{document\}", re.DOTALL
+)
 _NOTHING = rf"(?:{_SPACE}(?:[,;&–]|and|see|e\.g\.|cf\.))*{_SPACE}"
 _HOLLOW = re.compile(rf"(?:\({_NOTHING}\)|\[{_NOTHING}\])(?=[\s.,;:!?)\]]|\Z)")
 

@@ -73,12 +73,15 @@ def language_judge(wanted: Sequence[str]) -> Callable[[str], str]:
         raise UsageError(
             "data.filters.language needs the library pycld2; install it with: pip install 'linnet[language]'."
         ) from error
-    known = dict(pycld2.LANGUAGES).values()
+    known = set(dict(pycld2.LANGUAGES).values())
     for code in wanted:
         if code not in known:
             raise UsageError(
                 f'data.filters.language: there is no language {code!r}; write for example "en" or "de".'
             )
+
+    # Old or simple English is often taken for Scots: 43 of 32,777 lines of Shakespeare's; 19 for any other.
+    kept = {"un", *wanted} | ({"sco"} if "en" in wanted else set())
 
     def judge(text: str) -> str:
         if len(text) < SHORTEST_JUDGED:
@@ -90,6 +93,6 @@ def language_judge(wanted: Sequence[str]) -> Callable[[str], str]:
             # It refuses control codes, unassigned characters and halves of surrogate pairs.
             sure, _, details = pycld2.detect("".join(c if c.isprintable() else " " for c in plain))
         code = str(details[0][1])
-        return code if sure and code != "un" and code not in wanted else ""
+        return code if sure and code not in kept else ""
 
     return judge
