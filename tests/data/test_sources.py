@@ -1,9 +1,11 @@
 """Finding and reading files: what is accepted, and the one sentence for what is not."""
 
 import gzip
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -81,8 +83,6 @@ def test_a_project_folder_is_read_without_what_we_write_into_it(tmp_path: Path) 
 
 
 def test_the_second_start_in_a_project_folder_finds_the_same_files(tmp_path: Path) -> None:
-    import os
-
     (tmp_path / "notes.txt").write_text("The linnet sings in the hedge. " * 40)
     model = ("model.n_layer=1", "model.n_head=1", "model.n_embd=8", "tokenizer.name=char")
     command = [sys.executable, "-m", "linnet", "train", "text", "data.source=.", "model.init_from=scratch"]
@@ -130,8 +130,6 @@ def test_a_source_without_text_is_one_sentence(tmp_path: Path, source: str, word
 
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LinnetError, match="not a regular file"):
         find_files(str(tmp_path / "pipe"))
@@ -147,8 +145,6 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 def test_blocks_of_any_size_and_a_cut_anywhere_give_the_same_text(
     text: str, block: int, bom: bool, cut: int
 ) -> None:
-    import tempfile
-
     expected = text.replace("\r\n", "\n")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.txt")
@@ -192,8 +188,6 @@ def test_what_is_not_utf8_is_named_with_line_byte_and_remedy(tmp_path: Path, dat
 
 
 def test_the_command_in_the_message_converts_the_file(tmp_path: Path) -> None:
-    import subprocess
-
     path = tmp_path / "with space.txt"
     path.write_bytes("Où est l’été, garçon ? Déjà à Noël.\n".encode("cp1252"))
     with pytest.raises(LinnetError) as caught:
