@@ -26,7 +26,12 @@ from linnet.hub import no_telemetry, retried, why_not
 
 LARGE = 1 << 30  # bytes of a split; a larger one is streamed
 FEW_ROWS = 16 << 20  # bytes of a file; with data.max_rows a larger one is streamed
-READERS = ("parquet", "json", "csv", "text")  # of `datasets`; one of the others unpickles, none is needed
+READERS = (
+    "parquet",
+    "json",
+    "csv",
+    "text",
+)  # of `datasets`; its others are for pictures, archives and the like
 # What RecordReader reads itself, line by line. A .json on the hub is an array as often as JSON lines: `datasets` knows.
 _OWN = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
 _PACKED = (".gz", ".zst")
@@ -171,7 +176,7 @@ class StreamReader:
         except LinnetError:
             raise
         except Exception as error:  # Of datasets, pyarrow, pandas, the hub's client and sockets.
-            reason = str(error).split("\n")[0] if isinstance(error, ValueError) else why_not(error)
+            reason = first_sentence(error) if isinstance(error, ValueError) else why_not(error)
             raise LinnetError(f"{self.file.name}, after row {self.lines:,}: {reason}.") from error
         self._observe(self.file.size - seen)
 
@@ -195,6 +200,11 @@ def _parse_line(text: str, line: int) -> Record | BadRecord:
     if not isinstance(values, Mapping):
         return BadRecord("not a JSON object", line, 0)
     return Record(values, line, 0)
+
+
+def first_sentence(error: Exception) -> str:
+    """Of a message by another package, to stand in one of ours."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 def quiet_datasets() -> Any:

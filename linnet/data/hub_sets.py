@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from linnet.data.hub_files import FEW_ROWS, LARGE, READERS, HubFile, quiet_datasets
+from linnet.data.hub_files import FEW_ROWS, LARGE, READERS, HubFile, first_sentence, quiet_datasets
 from linnet.data.hub_kept import HubSet, keep, read_kept
 from linnet.errors import LinnetError
 from linnet.hub import no_telemetry, retried, why_not
@@ -207,9 +207,7 @@ def _own_splits(place: _Place, info: Any) -> HubSet | None:
         configs = datasets.get_dataset_config_names(info.id, revision=info.sha)
         if len(configs) > 1 or place.config not in ("", *configs):
             raise _unknown_config(place, configs) from error
-        raise LinnetError(
-            f"{place.source}: its card cannot be read ({str(error).splitlines()[0]})."
-        ) from error
+        raise LinnetError(f"{place.source}: its card cannot be read ({first_sentence(error)}).") from error
     except Exception as error:  # Of the hub's client, of http and of sockets.
         raise LinnetError(f"{place.source} cannot be had; {why_not(error)}.") from error
     reader = _reader_of(builder)

@@ -143,12 +143,23 @@ def test_a_script_without_its_branch_is_taken_from_a_mirror_or_refused(tmp_path:
     pickled = root / "datasets" / "someone" / "pickled"
     pickled.mkdir()
     (pickled / "train.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    other = root / "datasets" / "someone" / "other"
+    other.mkdir()
+    (other / "train.xml").write_text("<row>text</row>")
     elsewhere = root / "datasets" / "someone" / "elsewhere"
     elsewhere.mkdir()
-    card = "---\nconfigs:\n- config_name: default\n  data_files: https://example.com/train.csv\n---\n"
-    (elsewhere / "README.md").write_text(card)
+    card = "configs:\n- config_name: default\n  data_files: hf://datasets/someone/lines/train.txt\n"
+    (elsewhere / "README.md").write_text(f"---\n{card}---\n")
+    repositories.lines(root)
     script = "hf:armanc/scientific_papers@main"
-    sources = (PUBMED, script, "hf:someone/lone", "hf:someone/pickled")
+    sources = (
+        PUBMED,
+        script,
+        "hf:someone/lone",
+        "hf:someone/pickled",
+        "hf:someone/other",
+        "hf:someone/elsewhere",
+    )
     with LoopbackHub(root, moved=MOVED) as hub:
         found = read(*sources, home=tmp_path, hub=hub)
     assert found[PUBMED]["name"] == "ccdv/pubmed-summarization"
@@ -158,7 +169,11 @@ def test_a_script_without_its_branch_is_taken_from_a_mirror_or_refused(tmp_path:
     assert (
         "loading script, which is never run, and the hub has no Parquet branch" in found[sources[2]]["error"]
     )
-    assert "no files of a kind that is read here" in found[sources[3]]["error"]
+    for source in sources[3:5]:
+        assert "no files of a kind that is read here" in found[source]["error"]
+    assert (
+        "its card cannot be read (Data files don't belong to someone/elsewhere)" in found[sources[5]]["error"]
+    )
     assert not (tmp_path / "ran").exists()
 
 
