@@ -19,7 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from linnet.config import DataConfig, Recipe, parse_overrides, recipe_names
+from linnet.config import (
+    DataConfig,
+    Recipe,
+    build_recipe,
+    parse_overrides,
+    read_recipe_values,
+    recipe_names,
+)
 from linnet.data.inputs import Input, LocalFile, find_inputs
 from linnet.data.sources import find_files
 from linnet.data.store import Store
@@ -33,9 +40,7 @@ from linnet.look.report import LeftOut, Report
 from linnet.look.strange import find_duplicates, find_strange
 from linnet.look.survey import ROWS, SeenRow, Survey, survey
 from linnet.look.terminal import print_report
-from linnet.model.pretrained import read_config
-from linnet.session import Request
-from linnet.setup import LARGEST_WINDOW, choose_block, choose_model, initial_model, prepare_store
+from linnet.preparing import LARGEST_WINDOW, initial_model, prepare_store
 from linnet.tokenizer import HUB_FILES
 from linnet.track.progress import Progress
 
@@ -69,7 +74,7 @@ def inspect(subject: str, *, overrides: Sequence[str] = (), rows: int = 3) -> Re
     if subject in recipe_names() or subject.endswith(".toml"):
         words = [subject, *overrides]
         return _of_recipe(
-            Request(subject, keys).settle(),
+            build_recipe(read_recipe_values(subject), keys, where=subject),
             Report(subject=shlex.join(words), command=f"linnet train {shlex.join(words)}"),
             rows=rows,
         )
@@ -81,18 +86,17 @@ def inspect(subject: str, *, overrides: Sequence[str] = (), rows: int = 3) -> Re
 
 def _of_recipe(recipe: Recipe, report: Report, *, rows: int) -> Report:
     initial = initial_model(recipe)
-    positions = read_config(initial).n_positions if initial else None
+    positions = _positions(initial)
     store = prepare_store(recipe, tokenizer_from=initial, n_positions=positions)
-    return _measured(recipe, store, report, initial=initial, positions=positions, rows=rows)
+    return _measured(recipe, store, report, positions=positions, rows=rows)
 
 
-def _measured(
-    recipe: Recipe, store: Store, report: Report, *, initial: Path | None, positions: int | None, rows: int
-) -> Report:
+def _measured(recipe: Recipe, store: Store, report: Report, *, positions: int | None, rows: int) -> Report:
     """The report with all that prepared data tells."""
+    from linnet.setup import choose_block, choose_model  # With torch, whose import takes 2 s.
+
     if positions is None:
-        given = read_config(initial) if initial else None
-        positions = choose_model(recipe, store=store, given=given).n_positions
+        positions = choose_model(recipe, store=store, given=None).n_positions
     inputs = find_inputs(recipe.data, say=lambda note: None)
     seen = _survey(inputs, recipe)
     block = choose_block(recipe, store=store, n_positions=positions)
@@ -121,6 +125,15 @@ def _measured(
         size = store.manifest["config"]["size"]
         first = first_examples(kept, tokenizer, size=size, most=rows)
     return replace(report, first=first)
+
+
+def _positions(initial: Path | None) -> int | None:
+    """The window of the initial model; None from scratch."""
+    if initial is None:
+        return None
+    from linnet.model.pretrained import read_config  # With torch.
+
+    return read_config(initial).n_positions
 
 
 class _RowsProgress(Progress):
@@ -212,7 +225,8 @@ def _recipe_for(
     }
     if large:
         values["data.max_rows"] = ROWS
-    return Request(RECIPES[data_format], {**values, **keys}).settle()
+    name = RECIPES[data_format]
+    return build_recipe(read_recipe_values(name), {**values, **keys}, where=name)
 
 
 def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, rows: int) -> Report:
@@ -227,14 +241,14 @@ def _prepared_aside(recipe: Recipe, report: Report, keys: Mapping[str, Any], *, 
                 "is not known; add tokenizer.name=FOLDER, or tokenizer.name=bpe to train one on this text."
             )
             return _without_tokens(recipe, replace(report, missing=missing), rows=rows)
-    positions = read_config(initial).n_positions if initial else LARGEST_WINDOW
+    positions = _positions(initial) or LARGEST_WINDOW
     try:
         store = prepare_store(recipe, tokenizer_from=tokenizer_from, n_positions=positions)
     except DiskError:
         raise
     except LinnetError as error:
         return _without_tokens(recipe, replace(report, missing=str(error)), rows=rows)
-    full = _measured(recipe, store, report, initial=initial, positions=positions, rows=rows)
+    full = _measured(recipe, store, report, positions=positions, rows=rows)
     if "data.prepared" in keys:
         return full
     # What preparing says of its folder is true of a folder that is gone.

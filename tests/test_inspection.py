@@ -182,6 +182,26 @@ def test_what_filters_remove_is_shown_with_its_rule(command: Command, math: Path
     assert report["rows"] == 48
 
 
+def test_what_a_cleaning_rule_cuts_is_shown_before_and_after(command: Command, tmp_path: Path) -> None:
+    rows: list[Any] = [question(number) for number in range(30)]
+    rows[2] = {
+        "question": "What did they say [ 12 ] about birds @xmath0 in spring?",
+        "answer": "That they sing.",
+    }
+    path = write_rows(tmp_path / "cited.jsonl", rows)
+    keys = ("data.filters.citations=true", "data.filters.formulas=true", "data.filters.shortest=60")
+    report = command("math", f"data.source={path}", "--json", *keys, *TINY).report
+    assert report["changed"] == {"citations": 1, "formulas": 1}
+    (cited,), (formula,) = (report["changed_samples"][rule] for rule in ("citations", "formulas"))
+    assert "say [ 12 ] about" in cited["before"]
+    assert "say about birds @xmath0" in cited["after"]
+    assert "birds @xmath0 in" in formula["before"]
+    assert "[ 12 ] about birds in" in formula["after"]
+    assert cited["place"] == f"{path}:3"
+    shown = " ".join(command("math", f"data.source={path}", *keys, *TINY).out.split())
+    assert "Changed 1 citations" in shown
+
+
 def test_running_text_is_shown_in_blocks(command: Command, tmp_path: Path) -> None:
     text = "The bird sings a song. A student hears it, and writes it down. " * 60
     (tmp_path / "notes.txt").write_text(text)

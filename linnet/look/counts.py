@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ import numpy.typing as npt
 from linnet.data.packing import pack
 from linnet.data.records import file_kind
 from linnet.data.store import Store
-from linnet.device import Choice
 from linnet.look.guess import shorten
 from linnet.look.report import Edit, LeftOut, Lengths, Packing, Sample
 from linnet.look.survey import EXCERPT, SHOWN, SeenRow
 from linnet.template import ANSWERER
+
+if TYPE_CHECKING:
+    from linnet.device import Choice
 
 BINS = 12
 LINES_READ = 200_000  # of dropped.jsonl and quarantine.jsonl: enough for reasons and samples

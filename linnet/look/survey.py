@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from linnet.config import FiltersConfig
 from linnet.data.filters import Filters
 from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.inputs import Input, open_span, pieces_of
@@ -97,7 +98,7 @@ class Survey:
         for row in self.rows:
             for rule in row.changed:
                 if len(found.setdefault(rule, [])) < SHOWN:
-                    found[rule].append(_edit(row))
+                    found[rule].append(_edit(row, rule))
         return found
 
     def dropped_samples(self) -> dict[str, list[Sample]]:
@@ -170,9 +171,11 @@ def _turns(record: Record | BadRecord, row_format: RowFormat, place: str, seen: 
     return []
 
 
-def _edit(row: SeenRow) -> Edit:
-    """The first place in which the row was changed."""
-    before, after = "\n".join(turn.text for turn in row.turns), row.text
+def _edit(row: SeenRow, rule: str) -> Edit:
+    """The first place in which the rule changes the row."""
+    alone = Filters(FiltersConfig.model_validate({rule: True}))(row.turns, clean_only=True)
+    turns = alone.turns if alone.changed else row.cleaned  # Some change only what another rule has left.
+    before, after = ("\n".join(turn.text for turn in some) for some in (row.turns, turns))
     start = next(
         (i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new),
         min(len(before), len(after)),
