@@ -23,8 +23,8 @@ from linnet.tokenizer.words import FlatIds
 
 # Noncharacters (U+FDD0, U+FDD1): never assigned. A text that holds the mark all the same is encoded without gigatoken.
 MARK = "\ufdd0linnet\ufdd1"
-# Loading takes 0.12 to 0.16 s, in which the plain way encodes about this many characters.
-WORTHWHILE = 1_500_000
+# Loading and comparing take 0.2 s, in which the plain way encodes about this many characters.
+WORTHWHILE = 2_000_000
 
 # What the sample of `_agrees` is made of. RECENT: letters and digits of Unicode 14 to 16, which an old library takes
 # for something else.
