@@ -128,23 +128,20 @@ class Layout:
 
     def cut(self, ids: Sequence[int], low: int, high: int, *, paragraphs: bool = True) -> int:
         """Where to cut `ids` between `low` and `high`: after a paragraph, a sentence, a word, or else at `high`."""
-        part = ids[low:high]
-        text = self.tokenizer.decode(part)
-        for _ in range(3):  # back to where a character begins; one has at most four bytes
-            if low and text.startswith("\ufffd"):
-                low -= 1
-                part = ids[low:high]
-                text = self.tokenizer.decode(part)
-        places = [text.rfind("\n")] if paragraphs else []
-        places += [last_sentence_end(text, growing=True), text.rfind(" ")]
-        ends = [0, *accumulate(self._bytes[token] for token in part)]
+        begin = max(0, low - _BEFORE)
+        text = self.tokenizer.decode(ids[begin:high])
+        while begin and text.startswith("\ufffd") and begin > low - _BEFORE - 3:
+            begin -= 1  # back to where a character begins; one has at most four bytes
+            text = self.tokenizer.decode(ids[begin:high])
+        ends = [0, *accumulate(self._bytes[token] for token in ids[begin:high])]
+        least = len(self.tokenizer.decode(ids[begin:low]))
+        places = [text.rfind("\n", least)] if paragraphs else []
+        places += [last_sentence_end(text, start=least, growing=True), text.rfind(" ", least)]
         for place in places:
-            if place <= 0:
-                continue
-            k = bisect_left(ends, len(text[:place].encode()))
-            # Not so where the tokenizer's decoder puts in something of its own.
-            if self.tokenizer.decode(part[:k]) == text[:place]:
-                return low + k
+            cut = begin + bisect_left(ends, len(text[: max(place, 0)].encode()))
+            # The texts differ where the tokenizer's decoder puts in something of its own.
+            if low < cut <= high and self.tokenizer.decode(ids[begin:cut]) == text[:place]:
+                return cut
         return high
 
     # -- a text that is longer than the row ----------------------------------------------------------------------
@@ -201,7 +198,7 @@ class Layout:
         if self.cost(parts) > room:
             said = max((i for i, part in enumerate(parts, 1) if part.role == ANSWERER), default=0)
             own = parts[said:] or parts[-1:]
-            kept = self.recent(parts, room)
+            kept = self._recent(parts, room)
             if (
                 kept[-len(own) :] != own
             ):  # the same as in training: what leads to the answer, in what room there is
@@ -210,10 +207,10 @@ class Layout:
             parts = kept
         return [*self.read(parts), *self._header(ANSWERER, first=not parts)]
 
-    def recent(self, parts: Sequence[Part], room: int) -> list[Part]:
+    def _recent(self, parts: Sequence[Part], room: int) -> list[Part]:
         """The last whole turns that fit into `room`, and before them the system's message in at most half of it."""
         lead: list[Part] = []
-        if parts and parts[0].role == "system":
+        if parts[0].role == "system":
             lead, parts = self.shorten(parts[:1], room // 2), parts[1:]
         left = room - self.cost(lead)
         start = len(parts)
@@ -233,6 +230,7 @@ class Layout:
 
 
 SECTIONS = "\nsections:"
+_BEFORE = 16  # ids before a place by which it is known as the end of a sentence or not (`Dr.`)
 _BELOW = 100  # characters of the paragraph below
 _HEADING = re.compile(rf"^[^\S\n]*(\S[^\n]{{0,58}}[^\s.!?:;,])[^\S\n]*\n(?=[^\n]{{{_BELOW}}})", re.MULTILINE)
 

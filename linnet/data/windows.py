@@ -10,7 +10,8 @@ How    Most rows fit, and take a short path. Of a longer one, windows take whole
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -128,86 +129,10 @@ class Encoder:
         elif self.layout is None:
             windows = list(self._line_windows([*contents[0], self.tokenizer.end_of_text]))
         else:
-            seen = [0] * len(parts)
-            windows = list(self._windows(parts, self.layout, seen))
+            row = _LongRow(parts, whole, self.layout, self._learned, self._learned_header)
+            windows, seen = list(row.windows()), row.seen
         shortened = any(count < len(part.ids) for count, part in zip(seen, parts, strict=True))
         return Encoded(windows, source, sum(seen), shortened=shortened)
-
-    def _windows(self, parts: list[Part], layout: Layout, seen: list[int]) -> Iterator[Window]:
-        """Windows of whole turns, and of parts of a turn that is longer; `seen` counts what is present of each turn."""
-        targets = [part.number for part in parts if self._learned[part.role]]
-        start = 0
-        while targets:
-            own = parts[start : targets[0] + 1]
-            context = self._context(parts[:start], layout, room=self.size - 1 - layout.cost(own))
-            if 1 + layout.cost(context) + layout.cost(own) > self.size:
-                yield from self._long(parts, start, targets.pop(0), layout, seen)
-                start = own[-1].number + 1
-                continue
-            stop = targets.pop(0) + 1
-            used = 1 + layout.cost(context) + layout.cost(own)
-            while targets and used + (more := layout.cost(parts[stop : targets[0] + 1])) <= self.size:
-                used, stop = used + more, targets.pop(0) + 1
-            for part in parts[start:stop]:
-                seen[part.number] = len(part.ids)
-            yield self._turns_window(context, parts[start:stop], layout)
-            start = stop
-
-    def _context(self, before: list[Part], layout: Layout, *, room: int) -> list[Part]:
-        """Whole turns to carry, and the system's message, in at most half a row."""
-        return layout.recent(before, min(room, self.size // 2)) if room > 0 else []
-
-    def _turns_window(self, context: list[Part], own: list[Part], layout: Layout) -> Window:
-        ids = layout.read([*context, *own])
-        learn = [0] * len(layout.read(context))
-        headers = layout.later if context else layout.first
-        for part in own:
-            learn += [self._learned_header[part.role]] * len(headers[part.role])
-            learn += [self._learned[part.role]] * len(part.ids) + [True] * (part.role == ANSWERER)
-            headers = layout.later
-        return _window(ids, learn)
-
-    def _long(
-        self, parts: list[Part], start: int, target: int, layout: Layout, seen: list[int]
-    ) -> Iterator[Window]:
-        """Windows of one target that does not fit with what comes before it."""
-        role, text, ids, _ = parts[target]
-        context = self._long_context(parts, start, target, layout)
-        ends = [self.tokenizer.end_of_text] if role == ANSWERER else []
-        names = heading_places(text) if layout.lists_headings else []
-        row, kept = layout.begin(context, role, needs=len(ids) + len(ends))
-        for part in kept:
-            seen[part.number] = max(seen[part.number], len(part.ids))
-        learn = [0] * len(row)
-        if self._learned_header[role]:
-            header = len((layout.later if kept else layout.first)[role])
-            learn[-header:] = [1] * header
-        carried = layout.carry(context, role)
-        done = characters = 0
-        while True:
-            room = self.size - len(row)
-            last = len(ids) - done + len(ends) <= room
-            stop = len(ids) if last else done + room
-            if not last:
-                most = min(stop, len(ids) - len(ends))
-                stop = layout.cut(ids, done + room * 3 // 4, most)
-            new = ids[done:stop] + (ends if last else [])
-            yield _window(row + new, learn + [1] * len(new))
-            if last:
-                break
-            characters += len(self.tokenizer.decode(ids[done:stop]))
-            done = stop
-            so_far = [name for place, name in names if place < characters]  # a space is before the text
-            row = layout.go_on(carried, role, ids[max(0, done - self.size // 4) : done], so_far)
-            learn = [0] * len(row)
-        seen[target] = len(ids)
-
-    def _long_context(self, parts: list[Part], start: int, target: int, layout: Layout) -> list[Part]:
-        """What leads to the target: the turns since the one before it, or that one itself, and the system's message."""
-        own = parts[start:target] or parts[max(0, start - 1) : start]
-        if start > 1 and parts[0].role == "system" and own[:1] != parts[:1]:
-            return [*layout.shorten(parts[:1], self.size // 4), *own]
-        return own
 
     def _line_windows(self, ids: list[int]) -> Iterator[Window]:
         """Windows of a line; each repeats a quarter row of what comes before it."""
@@ -217,6 +142,117 @@ class Encoder:
             stop = min(len(ids), done + self.size - 1 - repeated)
             yield _window([end, *ids[done - repeated : stop]], [0] * (1 + repeated) + [1] * (stop - done))
             done = stop
+
+
+class _LongRow:
+    """The windows of a row that is longer than a window.
+
+    Attributes:
+        parts: its turns, up to the last answer.
+        whole: the same laid out as one window.
+        seen: how many ids of each turn's content are in a window.
+    """
+
+    def __init__(
+        self,
+        parts: list[Part],
+        whole: Window,
+        layout: Layout,
+        learned: Mapping[str, bool],
+        learned_header: Mapping[str, bool],
+    ) -> None:
+        self.parts, self.whole, self.layout = parts, whole, layout
+        self.learned, self.learned_header = learned, learned_header
+        self.seen = [0] * len(parts)
+        # Ids up to each turn: as they are counted, and as they lie in `whole`, which begins with end-of-text.
+        self.costs = [0, *accumulate(layout.cost([part]) for part in parts)]
+        lengths = [
+            len(self._header(i)) + len(part.ids) + (part.role == ANSWERER) for i, part in enumerate(parts)
+        ]
+        self.places = list(accumulate(lengths, initial=1))
+
+    def _header(self, number: int) -> list[int]:
+        return (self.layout.later if number else self.layout.first)[self.parts[number].role]
+
+    def windows(self) -> Iterator[Window]:
+        """Windows of whole turns, and of parts of a turn that does not fit with what leads to it."""
+        targets = [part.number for part in self.parts if self.learned[part.role]]
+        start = number = 0
+        while number < len(targets):
+            stop = targets[number] + 1
+            number += 1
+            left = self.layout.size - 1 - (self.costs[stop] - self.costs[start])
+            if left < 0:
+                yield from self._one_target(start, stop - 1)
+                start = stop
+                continue
+            lead, first = self._carried(start, room=min(left, self.layout.size // 2))
+            left -= self.layout.cost(lead) + self.costs[start] - self.costs[first]
+            while number < len(targets) and self.costs[targets[number] + 1] - self.costs[stop] <= left:
+                left -= self.costs[targets[number] + 1] - self.costs[stop]
+                stop = targets[number] + 1
+                number += 1
+            self.seen[start:stop] = [len(part.ids) for part in self.parts[start:stop]]
+            yield self._whole_turns(lead, first, start, stop)
+            start = stop
+
+    def _carried(self, start: int, *, room: int) -> tuple[list[Part], int]:
+        """What is read again in `room` ids: the system's message in at most half, and whole turns from a number on."""
+        system = int(start > 0 and self.parts[0].role == "system")
+        lead = self.layout.shorten(self.parts[:system], room // 2)
+        left = room - self.layout.cost(lead)
+        return lead, bisect_left(self.costs, self.costs[start] - left, system, start)
+
+    def _whole_turns(self, lead: list[Part], first: int, start: int, stop: int) -> Window:
+        """A window of `lead` and the turns from `first` to `stop`; those before `start` are only read."""
+        header = (self.layout.later if lead else self.layout.first)[self.parts[first].role]
+        head = [*self.layout.read(lead), *header]
+        begin, end = self.places[first] + len(self._header(first)), self.places[stop]
+        ids = np.concatenate([np.array(head, np.uint32), self.whole.ids[begin:end]])
+        learn = np.concatenate([np.zeros(len(head), np.uint8), self.whole.learn[begin:end]])
+        if first == start:
+            learn[len(head) - len(header) : len(head)] = self.learned_header[self.parts[first].role]
+        else:
+            learn[: len(head) + self.places[start] - begin] = 0
+        return Window(ids, learn)
+
+    def _one_target(self, start: int, target: int) -> Iterator[Window]:
+        """Windows of one target, which does not fit with the turns from `start` that lead to it."""
+        layout = self.layout
+        role, text, ids, _ = self.parts[target]
+        context = self._context(start, target)
+        ends = [layout.tokenizer.end_of_text] if role == ANSWERER else []
+        names = heading_places(text) if layout.lists_headings else []
+        row, kept = layout.begin(context, role, needs=len(ids) + len(ends))
+        for part in kept:
+            self.seen[part.number] = max(self.seen[part.number], len(part.ids))
+        self.seen[target] = len(ids)
+        learn = [0] * len(row)
+        if self.learned_header[role]:
+            header = len((layout.later if kept else layout.first)[role])
+            learn[-header:] = [1] * header
+        carried = layout.carry(context, role)
+        done = characters = 0
+        while len(row) + len(ids) - done + len(ends) > layout.size:
+            room = layout.size - len(row)
+            most = min(done + room, len(ids) - len(ends))  # the last window has one id at least
+            stop = layout.cut(ids, done + room * 3 // 4, most)
+            yield _window(row + ids[done:stop], learn + [1] * (stop - done))
+            characters += len(layout.tokenizer.decode(ids[done:stop]))
+            done = stop
+            so_far = [name for place, name in names if place < characters]  # a space is before the text
+            row = layout.go_on(carried, role, ids[max(0, done - layout.size // 4) : done], so_far)
+            learn = [0] * len(row)
+        new = ids[done:] + ends
+        yield _window(row + new, learn + [1] * len(new))
+
+    def _context(self, start: int, target: int) -> list[Part]:
+        """What leads to the target: the turns since the one before it, or that one itself, and the system's message."""
+        parts = self.parts
+        own = parts[start:target] or parts[max(0, start - 1) : start]
+        if start > 1 and parts[0].role == "system":
+            return [*self.layout.shorten(parts[:1], self.layout.size // 4), *own]
+        return own
 
 
 def _window(ids: list[int], learn: Sequence[int]) -> Window:

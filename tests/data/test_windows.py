@@ -1,5 +1,6 @@
 """What does not fit a row: nothing of a target is lost, nothing is learned twice, nothing is longer than the row."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from linnet.data.formats import RowFormat
 from linnet.data.rows import Encoded
 from linnet.data.windows import Encoder
+from linnet.errors import LinnetError
 from linnet.template import CHAT, PAPERS, SUMMARIES, Turn, answered, learns, normalize, segment_ids
 from linnet.tokenizer import Tokenizer, train_bpe, train_char
 from tests.conftest import SHARED_DATA
@@ -39,7 +41,7 @@ def tokenizer_of(kind: str) -> Tokenizer:
             pytest.skip("the gpt2 tokenizer is missing")
         return Tokenizer.load(SHARED_DATA / "gpt2-tokenizer")
     text = " ".join(WORDS) + "\n" + "\n".join(h for t in TEMPLATES.values() for h in t.headers.values())
-    text += "\nsections: ;"
+    text += "\nsections: ; It is so. sing 3141592"
     return train_bpe(iter([text * 5]), vocab_size=400) if kind == "bpe" else train_char(iter([text]))
 
 
@@ -178,3 +180,57 @@ def test_rows_together_are_as_rows_alone(rows: list[list[Turn]], size: int) -> N
         ]
         assert together.source_tokens == alone.source_tokens
         assert together.present_tokens == alone.present_tokens
+
+
+def test_the_end_of_text_is_learned_behind_a_part_of_its_answer() -> None:
+    encoder = encoder_of("char", "chat", 32)
+    for length in range(1, 120):
+        turns = [Turn("user", "So?"), Turn("assistant", "é" * length)]
+        [encoded] = encoder([turns])
+        check(encoder, turns, encoded)
+        assert all(len(learned_of(replace(encoded, windows=[w]))) > 1 for w in encoded.windows)
+
+
+def test_a_dialogue_goes_on_with_its_last_whole_turns_and_the_system_message() -> None:
+    encoder = encoder_of("char", "chat", 100)
+    turns = [Turn("system", "sing")]
+    turns += [Turn(role, f"{role[0]}e {i}") for i in "3141592" for role in ("user", "assistant")]
+    turns = [turn._replace(text=turn.text.replace("ue", "(x)").replace("ae", "é")) for turn in turns]
+    first, second, *_ = encoder([turns])[0].windows
+    decode = encoder.tokenizer.decode
+    exchanges = [f"\nuser: (x) {i}\nassistant: é {i}" for i in "3141592"]
+    assert decode(first.ids.tolist()) == "system: sing" + "".join(exchanges[:3])
+    assert decode(second.ids.tolist()) == "system: sing" + "".join(exchanges[2:5])
+    assert decode(second.ids[second.learn == 1].tolist()) == " é 1 é 5"
+
+
+def test_a_long_question_is_shortened_at_a_sentence() -> None:
+    encoder = encoder_of("char", "instruct", 120)
+    question = "Linnets sing. It is so. " * 5 + "So? " * 20
+    [encoded] = encoder([[Turn("user", question), Turn("assistant", "a." * 40)]])
+    assert encoded.shortened
+    assert encoded.present_tokens < encoded.source_tokens
+    for window in encoded.windows:
+        read = encoder.tokenizer.decode(window.ids[window.learn == 0].tolist())
+        assert read.startswith("user: Linnets sing.")
+        assert read.split("\nassistant:")[0].endswith((".", "?"))
+    [first, *_] = encoded.windows
+    assert (
+        40 <= int((first.learn == 0).sum()) - len("\nassistant:") <= 61
+    )  # half the row, since the answer is long
+
+
+def test_a_row_too_small_for_the_headers_is_refused() -> None:
+    with pytest.raises(
+        LinnetError, match=r"no room beside the header 'assistant:'; set train\.block_size=15 or more"
+    ):
+        encoder_of("char", "chat", 15)
+    encoder_of("char", "chat", 16)
+
+
+def test_a_document_is_one_window_of_any_length() -> None:
+    encoder = encoder_of("char", "text", 16)
+    [encoded, empty] = encoder([[Turn("text", "sing " * 50)], []])
+    assert [len(window.ids) for window in encoded.windows] == [252]
+    assert empty == Encoded([], 0, 0, shortened=False)
+    assert encoder([]) == []
