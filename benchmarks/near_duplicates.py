@@ -8,8 +8,8 @@ Why   The check of training rows against held-out ones always runs: it has to co
 How   python benchmarks/near_duplicates.py [--data ../shared/data] [--rounds 3] [--seconds 3] [--rows 100000] [--json]
       Each library runs in a process of its own, 64 numbers a sketch, in turn over the rounds; it reads a corpus from
       the start until it is through or --seconds are over. A second is one of processor time, of all threads together:
-      other programs on the machine do not count. The bytes that a sketch
-      keeps are the growth of the process; a small figure is noise (ours has 128). A library that is not installed is left out.
+      other programs on the machine do not count. The bytes that a sketch keeps are the growth of the process; a
+      small figure is noise (ours has 128). A library that is not installed is left out.
 """
 
 import argparse
