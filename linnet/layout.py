@@ -201,7 +201,7 @@ class Layout:
             kept = self._recent(parts, room)
             if (
                 kept[-len(own) :] != own
-            ):  # the same as in training: what leads to the answer, in what room there is
+            ):  # as in training: what leads to the answer, in the room that there is
                 lead = self.shorten(parts[:1], self.size // 4) if parts[0].role == "system" and said else []
                 kept = self.shorten([*lead, *own], room)
             parts = kept
