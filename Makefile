@@ -14,7 +14,7 @@ BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow torture check format bench docs install clean
+.PHONY: help demo test test-slow torture online check format bench docs install clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
@@ -22,13 +22,16 @@ demo: .venv/demo.done ## train a small GPT-2 on Python's own documentation; unde
 	$(BIN)/linnet demo
 
 test: .venv/test.done ## the tests; under 5 minutes on two cores
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not torture' $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not torture and not online' $(ARGS)
 
 test-slow: .venv/test.done ## the tests that take longer; under 40 minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not torture' $(ARGS)
 
 torture: .venv/test.done ## kills, full disks and damage in the full numbers; hours
 	$(BIN)/python -m pytest -m torture --timeout 0 $(ARGS)
+
+online: .venv/test.done ## 20 steps of each recipe on its named data set from the real hub; needs a network, never in CI
+	$(BIN)/python -m pytest -s -m online tests/online.py $(ARGS)
 
 check: .venv/check.done ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
@@ -74,5 +77,5 @@ clean: ## remove .venv and what tools leave behind; runs/ and prepared/ stay
 	@touch $@ .venv/demo.done
 
 .venv/dev.done: .venv/torch.done $(SETTINGS)
-	$(PIP) --editable '.[dev,track,eval]'
+	$(PIP) --editable '.[dev,track,eval,fast,language,cluster]'
 	@touch $@ .venv/demo.done .venv/test.done .venv/check.done

@@ -86,6 +86,11 @@ class Input:
     file: LocalFile | HubFile
     held_out: bool
 
+    @property
+    def kind(self) -> str:
+        """Inputs of one kind have the same columns: the files of a data set on the hub, else each file by itself."""
+        return self.file.repository if isinstance(self.file, HubFile) else self.file.name
+
     def is_document(self, format: str) -> bool:
         """Whether it is one running text, and not rows."""
         return format == "text" and isinstance(self.file, LocalFile) and file_kind(self.file.path) == "txt"
@@ -137,7 +142,8 @@ def find_inputs(data: DataConfig, *, say: Say) -> list[Input]:
     held_out: list[LocalFile | HubFile] = []
     if isinstance(data.validation, str):
         _refuse_share(data.validation)
-        held_out, _ = _find(data.validation, data, key="data.validation", say=say)
+        found, own_split = _find(data.validation, data, key="data.validation", say=say)
+        held_out = list(own_split) or found
     named: list[LocalFile | HubFile] = []
     own: list[HubFile] = []
     for source in sources:
@@ -168,7 +174,16 @@ def _find(
     if source.startswith("hf:"):
         found = find_hub_set(source, say=say, max_rows=data.max_rows)
         return list(found.files), list(found.held_out_files)
-    return [LocalFile.at(path) for path in find_files(source, key=key, say=say)], []
+    paths = find_files(source, key=key, say=say)
+    if data.format not in ("text", "lines"):
+        # A README.md beside the data is no data.
+        rows = [path for path in paths if file_kind(path) != "txt"]
+        if rows and len(rows) < len(paths):
+            say(
+                f"{source}: {len(paths) - len(rows)} text files are left out, since {data.format} reads rows."
+            )
+            paths = rows
+    return [LocalFile.at(path) for path in paths], []
 
 
 def _place(file: LocalFile | HubFile) -> str:

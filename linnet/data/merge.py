@@ -131,11 +131,19 @@ def decide(
         leave_out(HELD_OUT, ~own_held_out & np.isin(ids, ids[own_held_out]))
     if filters.exact_duplicates:
         leave_out(EXACT, _copies(ids, held_out) & ~kept)
-    if sketches is not None and len(rows):
-        leave_out(NEAR_HELD_OUT, near_duplicates(sketches, threshold=0.0, held_out=held_out))
+    if sketches is not None:
+        leave_out(NEAR_HELD_OUT, _near(sketches, 0.0, held_out, among=~left_out))
         if near := filters.near_duplicates:
-            leave_out(NEAR, near_duplicates(sketches, threshold=near, held_out=held_out) & ~kept)
+            leave_out(NEAR, _near(sketches, near, held_out, among=~left_out) & ~kept)
     return Fates(held_out & ~left_out, left_out, why)
+
+
+def _near(sketches: npt.NDArray[Any], threshold: float, held_out: Mask, *, among: Mask) -> Mask:
+    """[R] True for near duplicates among some rows: of two copies one must stay."""
+    result = np.zeros(len(among), bool)
+    if among.any():
+        result[among] = near_duplicates(sketches[among], threshold=threshold, held_out=held_out[among])
+    return result
 
 
 def _copies(ids: npt.NDArray[np.uint64], held_out: Mask) -> Mask:
