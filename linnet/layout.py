@@ -199,9 +199,8 @@ class Layout:
             said = max((i for i, part in enumerate(parts, 1) if part.role == ANSWERER), default=0)
             own = parts[said:] or parts[-1:]
             kept = self._recent(parts, room)
-            if (
-                kept[-len(own) :] != own
-            ):  # as in training: what leads to the answer, in the room that there is
+            # Where these do not fit: as in training, what leads to the answer, in the room that there is.
+            if kept[-len(own) :] != own:
                 lead = self.shorten(parts[:1], self.size // 4) if parts[0].role == "system" and said else []
                 kept = self.shorten([*lead, *own], room)
             parts = kept
