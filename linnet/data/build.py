@@ -112,12 +112,12 @@ class Build:
     def _jobs(self) -> list[Job]:
         formats: dict[str, RowFormat | None] = {}
         for one in self.inputs:
-            document = one.is_document(self.data.format)
-            name = one.file.name
-            formats[name] = None if document else make_row_format(self.data, one.first_records(), where=name)
+            if one.is_document(self.data.format):
+                formats[one.kind] = None
+            elif one.kind not in formats:
+                formats[one.kind] = make_row_format(self.data, one.first_records(), where=one.file.name)
         return [
-            Job(piece.span, formats[one.file.name], piece.bytes, self.data.max_rows)
-            for one, piece in self.pieces
+            Job(piece.span, formats[one.kind], piece.bytes, self.data.max_rows) for one, piece in self.pieces
         ]
 
     def run(self, given: Tokenizer | None, config: TokenizerConfig) -> None:
@@ -177,7 +177,8 @@ class Build:
         share = 0.0 if everything or len(first) < FEWEST_ROWS else self.share
         for row in itertools.chain(first, rows):
             if row.id >= share * 2**64:
-                yield from (turn.text for turn in row.turns)
+                yield job.row_format.text(row.turns)
+        yield job.row_format.marks
 
     # -- map -------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from linnet.data.columns import find_columns
 from linnet.data.papers import paper_turns
 from linnet.data.rows import Unusable
 from linnet.data.windows import Encoder
+from linnet.layout import SECTIONS
 from linnet.template import ANSWERER, CHAT, PAPERS, SUMMARIES, Template, Turn, normalize
 
 __all__ = ["Encoder", "RowFormat", "make_row_format"]
@@ -71,6 +72,14 @@ class RowFormat:
             if not turn.text.isascii():
                 _refuse_half_characters(turn.text)
         return turns
+
+    @property
+    def marks(self) -> str:
+        """What the template may put into any row; a tokenizer of characters must know these too."""
+        if self.template is None:
+            return ""
+        sections = f"{SECTIONS} ;" if self.template == PAPERS else ""
+        return "".join(self.template.header(role, first=False) for role in self.template.headers) + sections
 
     def text(self, turns: Sequence[Turn]) -> str:
         """The row as it will be written, headers included: what a tokenizer is to be trained on."""

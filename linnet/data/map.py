@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,8 +283,9 @@ class PartWriter:
         self._files["rows.bin"].write(table.tobytes())
         windows = [window for one in encoded for window in one.windows]
         self._files["lengths.bin"].write(np.array([len(w.ids) for w in windows], "<i8").tobytes())
-        ids = list(chain.from_iterable(window.ids for window in windows))
-        self.add_tokens(ids, bytes(chain.from_iterable(window.learn for window in windows)))
+        if windows:
+            learn = np.concatenate([window.learn for window in windows])
+            self.add_tokens(np.concatenate([window.ids for window in windows]), learn.data)
         self.rows += len(rows)
 
     def drop(self, row: ParsedRow, rule: str) -> None:

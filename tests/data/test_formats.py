@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from linnet.config import DataConfig
-from linnet.data.formats import RowFormat, make_row_format
+from linnet.data.formats import Encoder, RowFormat, make_row_format
 from linnet.data.rows import Unusable
 from linnet.errors import LinnetError
 from linnet.template import CHAT, PAPERS, SUMMARIES, Turn
+from linnet.tokenizer import train_char
 
 
 def row_format(format: str, first: Mapping[str, Any], **data: Any) -> RowFormat:
@@ -175,7 +176,15 @@ def test_templates_and_options() -> None:
 def test_the_text_that_a_tokenizer_learns_has_the_headers() -> None:
     row = {"question": "Hi", "answer": "Hello"}
     assert QUESTIONS.text(QUESTIONS.parse(row)) == "user: Hi\nassistant: Hello"
-    assert row_format("lines", {"text": ""}).text([Turn("text", " x")]) == " x"
+    lines = row_format("lines", {"text": ""})
+    assert (lines.text([Turn("text", " x")]), lines.marks) == (" x", "")
+
+
+def test_a_tokenizer_of_characters_learns_the_marks_of_any_row() -> None:
+    row = row_format("papers", {"article": "", "abstract": ""})
+    turns = row.parse({"article": "So\n" + "o" * 300, "abstract": "o"})
+    encoder = Encoder(row, train_char(iter([row.text(turns), row.marks])), size=64)
+    assert len(encoder([turns])[0].windows) > 1
 
 
 def test_columns_of_later_rows_are_seen() -> None:
