@@ -162,7 +162,7 @@ class Layout:
     def go_on(
         self, context: Sequence[Part], role: str, tail: Sequence[int], headings: Sequence[str] = ()
     ) -> list[int]:
-        """The row in which a text of `role` goes on, up to where it does, in at most half of it.
+        """The row in which a text of `role` goes on, up to where it does: half of it, and the header.
 
         That is what `carry` left of the context, the headings so far, the header, and the end of `tail`, the text so
         far. Headings and repeated text take at most a quarter together.

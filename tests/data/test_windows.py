@@ -11,6 +11,7 @@ from linnet.data.formats import RowFormat
 from linnet.data.rows import Encoded
 from linnet.data.windows import Encoder
 from linnet.errors import LinnetError
+from linnet.layout import Layout
 from linnet.template import CHAT, PAPERS, SUMMARIES, Turn, answered, learns, normalize, segment_ids
 from linnet.tokenizer import Tokenizer, train_bpe, train_char
 from tests.conftest import SHARED_DATA
@@ -111,6 +112,10 @@ def check(encoder: Encoder, turns: list[Turn], encoded: Encoded) -> None:
     contents = [tokenizer.encode(" " + turn.text) for turn in kept]
     assert encoded.source_tokens == sum(map(len, contents))
     present = sum(map(len, contents[: len(used)]))
+    targets = [
+        len(ids) for ids, turn in zip(contents, used, strict=False) if learns(turn.role, encoder.learn)
+    ]
+    assert sum(targets) <= encoded.present_tokens <= present
     assert encoded.shortened == (encoded.present_tokens < present)
     if not encoded.shortened:
         for content in contents[: len(used)] if len(encoded.windows) > 1 else []:
@@ -234,3 +239,16 @@ def test_a_document_is_one_window_of_any_length() -> None:
     assert [len(window.ids) for window in encoded.windows] == [252]
     assert empty == Encoded([], 0, 0, shortened=False)
     assert encoder([]) == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(KINDS, CHATS, st.integers(0, 200), st.sampled_from(["start", "ends", "spread"]))
+def test_what_is_shortened_fits_its_room(kind: str, turns: list[Turn], room: int, reads: str) -> None:
+    template = CHAT if reads == "start" else SUMMARIES
+    layout = Layout(template, tokenizer_of(kind), size=64, reads=reads)
+    parts = layout.parts(turn for turn in turns if turn.role in template.headers)
+    kept = layout.shorten(parts, room)
+    assert layout.cost(kept) <= room
+    assert (kept == parts) == (layout.cost(parts) <= room)
+    for part in kept if reads == "start" else []:
+        assert part.ids == parts[part.number].ids[: len(part.ids)] != []
