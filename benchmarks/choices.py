@@ -43,7 +43,7 @@ def measure(run: Path, arguments: argparse.Namespace, *, own: list[str]) -> dict
 
 def train(arguments: argparse.Namespace, keys: list[str], *, seed: int, folder: Path) -> dict[str, float]:
     """One training; its losses and how much it learned from."""
-    run = folder / "run"
+    run = folder / f"run-{seed}"
     linnet.train(
         arguments.recipe,
         run=run,
@@ -84,11 +84,11 @@ def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr  # what a training says is progress here
     for name, keys in map(named, arguments.variant):
         found: dict[str, list[float]] = {}
+        folder = Path(tempfile.mkdtemp())
         for seed in range(arguments.seeds):
-            folder = Path(tempfile.mkdtemp())
             for key, value in train(arguments, keys, seed=seed, folder=folder).items():
                 found.setdefault(key, []).append(value)
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
         for key, values in found.items():
             results.append(
                 {

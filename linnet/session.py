@@ -95,7 +95,7 @@ class Session:
         self._metrics: RowFile | None = None
         self._samples: RowFile | None = None
         self.template = template_of(recipe.data)
-        self._writer = Model(self.model, self.tokenizer, template=self.template)
+        self._writer = Model(self.model, self.tokenizer, template=self.template, reads=recipe.data.reads)
 
     @property
     def model(self) -> GPT2:
