@@ -234,19 +234,29 @@ def benchmark(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     (work / "setup.json").write_text(json.dumps(asdict(setup)), encoding="utf-8")
     before = measure(args.model, args, work=work)
     say(f"{INITIAL}: {before}")
-    rows = summaries(INITIAL, [before])
+    rows = keep(summaries(INITIAL, [before]), args.out)
     for name in args.only:
         trained = run_training(name, work=work, seeds=args.seeds)
         if isinstance(trained, str):
-            rows.append({"name": name, "missing": trained})
+            rows = keep([*rows, {"name": name, "missing": trained}], args.out)
             continue
         measured = []
         for seed, figures in enumerate(trained, 1):
             found = measure(work / name / str(seed) / "model", args, work=work)
             measured.append(derived(figures) | found)
             say(f"{name}, seed {seed} ({figures['note']}): {measured[-1]}")
-        rows += summaries(name, measured)
+        rows = keep([*rows, *summaries(name, measured)], args.out)
     return rows
+
+
+def keep(rows: Sequence[dict[str, Any]], path: Path | None) -> list[dict[str, Any]]:
+    """`rows`, and those of other names in the file `path`, which then holds all of them."""
+    if path is None:
+        return list(rows)
+    before = json.loads(path.read_bytes()) if path.exists() else []
+    merged = {row["name"]: row for row in [*before, *rows]}
+    path.write_text(json.dumps(list(merged.values()), indent=2) + "\n", encoding="utf-8")
+    return list(merged.values())
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -274,6 +284,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, the table on stderr")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file of the figures, written after each kind; other calls may add theirs",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
