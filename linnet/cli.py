@@ -148,8 +148,11 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(help="Tokens by which windows of long text move on; default: half a window.")
     ] = None,
-    generate: Annotated[int, typer.Option(help="Questions that are answered, greedily; 0: none.")] = 16,
+    generate: Annotated[int, typer.Option(help="Questions that are answered; 0: none.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="Of the answers; 0 always takes the likeliest token.")
+    ] = 0.8,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="exact-match or rouge; may be given again. Default: what fits the data."),
@@ -171,6 +174,7 @@ def evaluate(
         stride=stride,
         generate=generate,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
         metrics=metric or (),
         precision=precision,
     )

@@ -36,7 +36,7 @@ from linnet.setup import SCRATCH, prepare_store
 from linnet.training.checkpoint import STATE, saved_steps
 
 TOKENS_AT_ONCE = 8192  # of the rows that are computed together
-WITHOUT_QUESTIONS = ("text", "lines")
+WITHOUT_QUESTIONS = ("text",)
 EVERYTHING = 2**62  # tokens
 
 
@@ -56,6 +56,8 @@ class Settings:
     """Questions that are answered; 0 writes nothing."""
     max_new_tokens: int = 256
     """Longest answer."""
+    temperature: float = 0.8
+    """Of the answers: that of `linnet generate`; 0 takes the likeliest token, with which a small model goes in circles."""
     metrics: Sequence[str] = ()
     """Of METRICS; none: those that fit the data."""
     precision: str = "fp32"
@@ -316,16 +318,18 @@ def _answers(
     """What writing shows: the share of answers that end, and how good they are."""
     count = 0 if material.store.format in WITHOUT_QUESTIONS else settings.generate
     questions = choose_questions(material.store, tokenizer=model.tokenizer, count=count)
+    if settings.metrics and (not questions or material.store.format == "lines"):
+        raise LinnetError(
+            f"{material.source}, read as {material.store.format}, has no questions, and --metric judges answers: "
+            "leave it out, or set --format."
+        )
     if not questions:
-        if settings.metrics:
-            raise LinnetError(
-                f"{material.source}, read as {material.store.format}, has no questions, and --metric judges answers: "
-                "leave it out, or set --format."
-            )
         return {"ended_share": None}
     written = []
     with MeasuringProgress(f"{name}: writing", len(questions), unit="answers") as progress:
-        for answer in write_answers(model, questions, max_new_tokens=settings.max_new_tokens):
+        for answer in write_answers(
+            model, questions, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
+        ):
             written.append(answer)
             progress.update(len(written))
     both = [(q.reference, a.text) for q, a in zip(questions, written, strict=True) if q.whole]
@@ -334,5 +338,6 @@ def _answers(
         "ended_share": sum(answer.ended for answer in written) / len(written),
         "answers": len(written),
         "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
         **judge(both, metrics=settings.metrics, are_summaries=are_summaries, say=say),
     }

@@ -56,7 +56,7 @@ def prepare(
     """
     place = folder.resolve()  # "." has no name of its own
     _refuse_foreign(place, shown=folder)
-    with files.Lock(place.parent / f".{place.name}.lock"):
+    with files.Lock(place.parent / f".{place.name}.lock", of=folder):
         files.repair_folder(place)
         notes: list[str] = []
         inputs = find_inputs(data, say=notes.append)

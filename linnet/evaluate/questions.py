@@ -3,7 +3,7 @@
 What   `choose_questions` takes questions out of a token store, `write_answers` lets a model answer them.
 Why    A loss does not show that a model never stops, which is the common fate of a fine-tuned GPT-2. It has to write.
 How    A question is an example up to its first learned token: exactly the ids that the model was trained to go on from,
-       whatever the template. An answer is written greedily, so the same model gives the same figures.
+       whatever the template. Each question has a seed of its own, so the same model gives the same figures.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Answer:
 def choose_questions(store: Store, *, tokenizer: Tokenizer, count: int) -> list[Question]:
     """Up to `count` questions, from rows at even distances; none where the rows have no part to be read.
 
+    `lines` have nothing to read: each question is the empty prompt, from which a new line begins.
     Of a row that is cut into windows, the first one counts: the others begin in the middle of an answer.
     """
     firsts = first_examples(store)
@@ -68,10 +69,10 @@ def first_examples(store: Store) -> npt.NDArray[np.int64]:
 
 
 def _question(store: Store, number: int, tokenizer: Tokenizer) -> Question | None:
-    """The question of an example; None where nothing but end-of-text comes before what is learned."""
+    """The question of an example; None where nothing but end-of-text comes before what is learned (but for lines)."""
     start, stop = int(store.examples[number]), int(store.examples[number + 1])
     learned = np.flatnonzero(store.learn[start:stop])
-    if not len(learned) or learned[0] < 2:
+    if not len(learned) or (learned[0] < 2 and store.format != "lines"):
         return None
     first = start + int(learned[0])
     ids = np.asarray(store.tokens[first:stop])
@@ -81,9 +82,11 @@ def _question(store: Store, number: int, tokenizer: Tokenizer) -> Question | Non
     return Question(prompt, tokenizer.decode(answer.tolist()).strip(), bool(len(ends)))
 
 
-def write_answers(model: Model, questions: Sequence[Question], *, max_new_tokens: int) -> Iterator[Answer]:
-    """An answer to each question: the likeliest token each time, until end-of-text or `max_new_tokens`."""
-    greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0)
-    for question in questions:
-        completion = Writing(model, question.ids, greedy).complete()
+def write_answers(
+    model: Model, questions: Sequence[Question], *, max_new_tokens: int, temperature: float
+) -> Iterator[Answer]:
+    """An answer to each question, until end-of-text or `max_new_tokens`; temperature 0 takes the likeliest token."""
+    for seed, question in enumerate(questions):
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        completion = Writing(model, question.ids, sampling).complete()
         yield Answer(completion.text.strip(), completion.finish_reason == "stop")

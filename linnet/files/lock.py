@@ -25,8 +25,10 @@ class Lock:
     A forked child shares the lock until it ends, too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, of: Path | None = None) -> None:
+        """`of`: the folder that is locked, for the message; the one that `path` is in if not given."""
         self.path = path
+        self._of = path.parent if of is None else of
         self._descriptor = -1
 
     def __enter__(self) -> "Lock":
@@ -56,7 +58,7 @@ class Lock:
         except (ValueError, LookupError, TypeError):  # It holds the lock and has not written yet.
             who = "it has just started"
         return RunLockedError(
-            f"Another process ({who}) works on {self.path.parent}; wait, stop it, or take another folder."
+            f"Another process ({who}) works on {self._of}; wait, stop it, or take another folder."
         )
 
 

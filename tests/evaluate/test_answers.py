@@ -149,7 +149,9 @@ def constant(tokenizer: Tokenizer, token: int) -> Model:
 def test_an_answer_ends_by_end_of_text_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
     store = written_store(tmp_path / "store", ROWS, tokenizer=tokenizer)
     questions = choose_questions(store, tokenizer=tokenizer, count=2)
-    silent = list(write_answers(constant(tokenizer, tokenizer.end_of_text), questions, max_new_tokens=5))
+    silent_model = constant(tokenizer, tokenizer.end_of_text)
+    silent = list(write_answers(silent_model, questions, max_new_tokens=5, temperature=0.0))
     assert [(answer.text, answer.ended) for answer in silent] == [("", True)] * 2
-    chatty = list(write_answers(constant(tokenizer, tokenizer.encode("x")[0]), questions, max_new_tokens=25))
+    chatty_model = constant(tokenizer, tokenizer.encode("x")[0])
+    chatty = list(write_answers(chatty_model, questions, max_new_tokens=25, temperature=0.0))
     assert [(answer.text, answer.ended) for answer in chatty] == [("x" * 25, False)] * 2
