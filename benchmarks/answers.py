@@ -55,7 +55,8 @@ def make_setup(args: argparse.Namespace, work: Path) -> Any:
     from linnet.config import load_recipe
     from linnet.data.batches import Batches
     from linnet.model.pretrained import read_config
-    from linnet.setup import plan_run, prepare_store
+    from linnet.preparing import prepare_store
+    from linnet.setup import plan_run
 
     length = {"train.epochs": args.epochs} if args.steps is None else {"train.steps": args.steps}
     recipe = load_recipe(

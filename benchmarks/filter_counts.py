@@ -17,7 +17,7 @@ import numpy as np
 from linnet.config import FiltersConfig
 from linnet.data.duplicates import near_duplicates, sketches
 from linnet.data.filters import Filters
-from linnet.template import Turn
+from linnet.turns.template import Turn
 
 RULES = {
     "shortest": FiltersConfig(shortest=20),

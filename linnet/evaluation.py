@@ -31,8 +31,8 @@ from linnet.evaluate.windows import strided_batches
 from linnet.generate.engine import Model
 from linnet.model.pretrained import read_config
 from linnet.model.resolve import resolve_model
+from linnet.preparing import SCRATCH, prepare_store
 from linnet.run import RunFolder
-from linnet.setup import SCRATCH, prepare_store
 from linnet.training.checkpoint import STATE, saved_steps
 
 TOKENS_AT_ONCE = 8192  # of the rows that are computed together
@@ -57,7 +57,7 @@ class Settings:
     max_new_tokens: int = 256
     """Longest answer."""
     temperature: float = 0.8
-    """Of the answers: that of `linnet generate`; 0 takes the likeliest token, with which a small model goes in circles."""
+    """Of the answers: that of `linnet generate`; 0 takes the likeliest token, which leads small models in circles."""
     metrics: Sequence[str] = ()
     """Of METRICS; none: those that fit the data."""
     precision: str = "fp32"

@@ -25,16 +25,9 @@ from linnet.generate.engine import Model
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import read_config, save_model
+from linnet.preparing import SCRATCH, initial_model, prepare_store
 from linnet.run import LENGTH, Change, RunFolder, compare_recipes, refuse_changes
-from linnet.setup import (
-    SCRATCH,
-    build_model,
-    choose_model,
-    initial_model,
-    parent_of,
-    plan_run,
-    prepare_store,
-)
+from linnet.setup import build_model, choose_model, parent_of, plan_run
 from linnet.tokenizer import Tokenizer
 from linnet.track.metrics import RowFile, cut_back
 from linnet.track.progress import TrainingProgress

@@ -20,10 +20,7 @@ from linnet.device import Choice
 from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model
-from linnet.preparing import LARGEST_WINDOW as LARGEST_WINDOW
-from linnet.preparing import SCRATCH as SCRATCH
-from linnet.preparing import initial_model as initial_model
-from linnet.preparing import prepare_store as prepare_store
+from linnet.preparing import LARGEST_WINDOW, SCRATCH
 from linnet.training.plan import Plan, choose_block_size, make_plan
 
 

@@ -11,7 +11,7 @@ ROOT = Path(linnet.__file__).parent
 
 # Who may import whom, by the first name below `linnet`. A module may always import its own package.
 BASE = {"errors", "files", "config", "device"}
-SHARED = BASE | {"model", "tokenizer", "template", "sentences", "layout", "track", "hub"}
+SHARED = BASE | {"model", "tokenizer", "turns", "track", "hub"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -19,11 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "hub": {"errors", "files"},
     "tokenizer": {"errors", "files", "hub"},
-    "sentences": set(),
-    "template": {"errors", "tokenizer"},
-    "excerpt": {"sentences"},
-    "layout": {"errors", "excerpt", "sentences", "template", "tokenizer"},
-    "model": BASE | {"tokenizer", "template", "hub"},
+    "turns": {"errors", "tokenizer"},
+    "model": BASE | {"tokenizer", "turns", "hub"},
     "track": BASE,
     "data": SHARED,
     "training": SHARED,

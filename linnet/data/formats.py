@@ -19,8 +19,8 @@ from linnet.data.columns import find_columns
 from linnet.data.papers import paper_turns
 from linnet.data.rows import Unusable
 from linnet.data.windows import Encoder
-from linnet.layout import SECTIONS
-from linnet.template import ANSWERER, CHAT, PAPERS, SUMMARIES, Template, Turn, normalize
+from linnet.turns.layout import SECTIONS
+from linnet.turns.template import ANSWERER, CHAT, PAPERS, SUMMARIES, Template, Turn, normalize
 
 __all__ = ["Encoder", "RowFormat", "make_row_format"]
 

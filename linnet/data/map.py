@@ -33,8 +33,8 @@ from linnet.data.records import Span
 from linnet.data.rows import BadRecord, Encoded, Unusable
 from linnet.data.store import token_type
 from linnet.data.text import read_text
-from linnet.template import Turn
 from linnet.tokenizer import Tokenizer
+from linnet.turns.template import Turn
 
 if TYPE_CHECKING:
     from linnet.config import FiltersConfig

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from linnet.data.rows import Unusable
-from linnet.template import ANSWERER, Turn, normalize
+from linnet.turns.template import ANSWERER, Turn, normalize
 
 
 def paper_turns(values: Mapping[str, Any], columns: Mapping[str, str], *, target: str) -> list[Turn]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from linnet.data.rows import Encoded, Window
-from linnet.layout import Layout, Part, heading_places
-from linnet.template import ANSWERER, Turn, answered, learns, normalize
 from linnet.tokenizer import FlatIds, Tokenizer
+from linnet.turns.layout import Layout, Part, heading_places
+from linnet.turns.template import ANSWERER, Turn, answered, learns, normalize
 
 if TYPE_CHECKING:
     from linnet.data.formats import RowFormat

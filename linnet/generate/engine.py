@@ -20,11 +20,11 @@ from linnet.generate.prompts import Asked, WritingOptions
 from linnet.generate.rows import ArticleRow, MovingRow, Row
 from linnet.generate.sampling import Sampling, SamplingOptions, next_token
 from linnet.generate.text import Beginning, Characters, Sentences, Stops
-from linnet.layout import Layout
 from linnet.model.gpt2 import GPT2, KVCache
 from linnet.model.pretrained import check_vocabulary
-from linnet.template import Template, Turn, segment_ids
 from linnet.tokenizer import Tokenizer
+from linnet.turns.layout import Layout
+from linnet.turns.template import Template, Turn, segment_ids
 
 FinishReason = Literal["stop", "length"]
 

@@ -3,7 +3,7 @@
 Why: a model that was trained on turns must read a prompt as a turn, and one that was not must read it as it is.
 How: a prompt is the user's turn (of a paper: its abstract; for a summary: its article), a system text the turn before
 it (the title), messages are a whole conversation. How turns become ids, and what gives way where they do not fit, is
-`linnet.layout`'s business, as in training.
+`linnet.turns.layout`'s business, as in training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 
 from linnet.errors import UsageError
 from linnet.generate.sampling import SamplingOptions
-from linnet.template import PAPERS, Template, Turn, normalize
+from linnet.turns.template import PAPERS, Template, Turn, normalize
 
 
 class WritingOptions(SamplingOptions, total=False):

@@ -8,8 +8,8 @@ article: title, abstract, the headings so far, then the last of what was written
 from collections.abc import Sequence
 from typing import Protocol
 
-from linnet.layout import Layout, headings
-from linnet.template import ANSWERER, Turn
+from linnet.turns.layout import Layout, headings
+from linnet.turns.template import ANSWERER, Turn
 
 
 class Row(Protocol):

@@ -9,8 +9,8 @@ pieces, joined.
 
 from collections.abc import Sequence
 
-from linnet.sentences import last_sentence_end
 from linnet.tokenizer import Tokenizer
+from linnet.turns.sentences import last_sentence_end
 
 REPLACEMENT = "\ufffd"  # what decoding gives for bytes that are no UTF-8, or not yet
 

@@ -22,7 +22,7 @@ from linnet.data.store import Store
 from linnet.look.guess import shorten
 from linnet.look.report import Edit, LeftOut, Lengths, Packing, Sample
 from linnet.look.survey import EXCERPT, SHOWN, SeenRow
-from linnet.template import ANSWERER
+from linnet.turns.template import ANSWERER
 
 if TYPE_CHECKING:
     from linnet.device import Choice

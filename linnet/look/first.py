@@ -15,8 +15,8 @@ from pathlib import Path
 from linnet.data.text import read_text
 from linnet.data.windows import Encoder
 from linnet.look.survey import SeenRow
-from linnet.template import Example, Segment
 from linnet.tokenizer import Tokenizer
+from linnet.turns.template import Example, Segment
 
 CHARACTERS = 1 << 16  # of a document, that blocks are shown of
 

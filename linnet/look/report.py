@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from linnet.look.guess import Guess
-from linnet.template import Example
+from linnet.turns.template import Example
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from linnet.data.merge import read_ids
 from linnet.data.rows import BadRecord, Record, Unusable
 from linnet.look.guess import shorten
 from linnet.look.report import Edit, Sample
-from linnet.template import Turn
+from linnet.turns.template import Turn
 
 if TYPE_CHECKING:
     from linnet.config import DataConfig

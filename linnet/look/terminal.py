@@ -33,8 +33,8 @@ from linnet.look.words import (
     shows_learned,
     source_lines,
 )
-from linnet.template import Example, Segment
 from linnet.track.progress import printable
+from linnet.turns.template import Example, Segment
 
 BAR = 22  # characters of the longest bar
 MOST_SHOWN = 1200  # characters of a segment; of a longer one beginning and end

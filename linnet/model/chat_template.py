@@ -11,7 +11,7 @@ from typing import Any
 
 from linnet import files
 from linnet.errors import LinnetError
-from linnet.template import Template
+from linnet.turns.template import Template
 
 CHAT_TEMPLATE = "chat_template.jinja"
 

@@ -24,8 +24,8 @@ from linnet.errors import LinnetError
 from linnet.model.chat_template import write_template
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.resolve import INDEX, WEIGHTS, resolve_model
-from linnet.template import Template
 from linnet.tokenizer import Tokenizer
+from linnet.turns.template import Template
 
 # Old files hold the causal mask as a buffer beside each attention; it is no weight.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")

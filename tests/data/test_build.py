@@ -23,7 +23,22 @@ from linnet.tokenizer import Tokenizer, train_bpe
 from tests import faults
 from tests.data.stores import lines_store, make_store
 
-WORDS = ["the", "linnet", "sings", "of", "seven", "wild", "hedges", "and", "rain", "a", "small", "grey", "cat", "listens"]
+WORDS = [
+    "the",
+    "linnet",
+    "sings",
+    "of",
+    "seven",
+    "wild",
+    "hedges",
+    "and",
+    "rain",
+    "a",
+    "small",
+    "grey",
+    "cat",
+    "listens",
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from linnet.data.filters import Filters, Verdict
 from linnet.data.filters.cleaning import CLEANING
 from linnet.data.filters.judging import digit_share, repeated_share, symbol_share
 from linnet.errors import UsageError
-from linnet.template import Turn
+from linnet.turns.template import Turn
 
 ALL_CLEANING = FiltersConfig(boilerplate=True, references=True, citations=True, formulas=True)
 PROSE = "The old man walked down to the harbour and looked at the boats that lay in the evening sun."

@@ -12,8 +12,8 @@ from linnet.config import DataConfig
 from linnet.data.formats import Encoder, RowFormat, make_row_format
 from linnet.data.rows import Unusable
 from linnet.errors import LinnetError
-from linnet.template import CHAT, PAPERS, SUMMARIES, Turn
 from linnet.tokenizer import train_char
+from linnet.turns.template import CHAT, PAPERS, SUMMARIES, Turn
 
 
 def row_format(format: str, first: Mapping[str, Any], **data: Any) -> RowFormat:

@@ -11,11 +11,11 @@ from linnet.config import DataConfig
 from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.rows import Unusable
 from linnet.data.windows import Encoder
-from linnet.excerpt import excerpt
-from linnet.layout import Layout, headings
-from linnet.sentences import split_sentences
-from linnet.template import PAPERS, SUMMARIES, Turn
 from linnet.tokenizer import Tokenizer
+from linnet.turns.excerpt import excerpt
+from linnet.turns.layout import Layout, headings
+from linnet.turns.sentences import split_sentences
+from linnet.turns.template import PAPERS, SUMMARIES, Turn
 
 
 def papers(first: dict[str, Any], **data: Any) -> RowFormat:

@@ -11,9 +11,9 @@ from linnet.data.formats import RowFormat
 from linnet.data.rows import Encoded
 from linnet.data.windows import Encoder
 from linnet.errors import LinnetError
-from linnet.layout import Layout
-from linnet.template import CHAT, PAPERS, SUMMARIES, Turn, answered, learns, normalize, segment_ids
 from linnet.tokenizer import Tokenizer, train_bpe, train_char
+from linnet.turns.layout import Layout
+from linnet.turns.template import CHAT, PAPERS, SUMMARIES, Turn, answered, learns, normalize, segment_ids
 from tests.conftest import SHARED_DATA
 
 WORDS = [

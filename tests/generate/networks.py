@@ -4,8 +4,8 @@ import torch
 
 from linnet.generate.engine import Model
 from linnet.model.gpt2 import GPT2, GPT2Config
-from linnet.template import Template
 from linnet.tokenizer import Tokenizer
+from linnet.turns.template import Template
 from tests.model.examples import tokenizer
 
 

@@ -12,7 +12,7 @@ import linnet
 from linnet import cli
 from linnet.generate.engine import Model
 from linnet.model.pretrained import save_model
-from linnet.template import CHAT, PAPERS, Template
+from linnet.turns.template import CHAT, PAPERS, Template
 from tests.generate.networks import scripted, shift
 from tests.model.examples import tiny, tokenizer
 

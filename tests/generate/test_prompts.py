@@ -14,7 +14,7 @@ from linnet.errors import LinnetError, UsageError
 from linnet.generate.engine import Model
 from linnet.model.chat_template import read_template
 from linnet.model.pretrained import save_model
-from linnet.template import CHAT, PAPERS, SUMMARIES, Template, Turn, segment_ids
+from linnet.turns.template import CHAT, PAPERS, SUMMARIES, Template, Turn, segment_ids
 from tests.generate.networks import scripted, shift
 from tests.model.examples import TEXT, tiny, tokenizer
 

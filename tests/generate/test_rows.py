@@ -11,9 +11,9 @@ from linnet.data.formats import make_row_format
 from linnet.data.windows import Encoder
 from linnet.generate.engine import Model, Writing
 from linnet.generate.rows import ArticleRow, MovingRow, window_start
-from linnet.layout import Layout, headings
-from linnet.template import ANSWERER, PAPERS, Turn
 from linnet.tokenizer import Tokenizer, load_tokenizer
+from linnet.turns.layout import Layout, headings
+from linnet.turns.template import ANSWERER, PAPERS, Turn
 from tests.generate.networks import shift
 from tests.model.examples import tiny, tokenizer
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from linnet.config import FiltersConfig
 from linnet.data.filters.cleaning import CLEANING
 from linnet.data.filters.judging import digit_share, language_judge, repeated_share, symbol_share
-from linnet.template import Turn
+from linnet.turns.template import Turn
 
 _ROUNDS = 8  # of cleaning; two are enough for all real text seen, the second to find nothing
 

@@ -17,10 +17,10 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from linnet.errors import LinnetError
-from linnet.excerpt import excerpt
-from linnet.sentences import last_sentence_end
-from linnet.template import ANSWERER, PAPERS, SUMMARIES, Template, Turn, normalize
 from linnet.tokenizer import Tokenizer
+from linnet.turns.excerpt import excerpt
+from linnet.turns.sentences import last_sentence_end
+from linnet.turns.template import ANSWERER, PAPERS, SUMMARIES, Template, Turn, normalize
 
 FEWEST = 3  # ids that a row must have left beside its headers: one repeated, one new, end-of-text
 

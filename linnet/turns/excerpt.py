@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from linnet.sentences import split_sentences
+from linnet.turns.sentences import split_sentences
 
 Lengths = Callable[[Sequence[str]], list[int]]
 """Tokens of each text, with the space before it."""

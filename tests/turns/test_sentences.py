@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnet.sentences import last_sentence_end
+from linnet.turns.sentences import last_sentence_end
 
 # What stays of a text; | marks the cut. Without it the text has no whole sentence.
 CASES = [
@@ -107,7 +107,7 @@ def test_searching_from_an_earlier_end_finds_the_same(parts):
 
 
 def all_ends(text: str) -> set[int]:
-    from linnet import sentences
+    from linnet.turns import sentences
 
     found = sentences._MARKS.finditer(text)
     return {m.end() for m in found if sentences._ends_sentence(text, m, growing=False)}

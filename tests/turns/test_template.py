@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from linnet.errors import LinnetError
-from linnet.template import CHAT, PAPERS, SUMMARIES, Segment, Template, Turn, normalize, segment_ids
 from linnet.tokenizer import END_OF_TEXT, Tokenizer, train_bpe, train_char
+from linnet.turns.template import CHAT, PAPERS, SUMMARIES, Segment, Template, Turn, normalize, segment_ids
 from tests.conftest import SHARED_DATA
 
 ALPHABET = "aB1 .:?'\n\t\u00a0\u2028\x1c\x85é漢🙂<|>{}%#-"
