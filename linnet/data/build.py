@@ -22,7 +22,7 @@ from linnet import files
 from linnet.data.engines import run
 from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.inputs import Input, Piece, pieces_of
-from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows
+from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows, remember
 from linnet.data.merge import (
     FEWEST_ROWS,
     HELD_OUT,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from linnet.config import DataConfig, TokenizerConfig
 
 TOKENIZER_SAMPLE = 32 << 20  # bytes of text that a BPE is trained on
+WORTH_ACCELERATING = 1 << 20  # bytes of sources; an optional faster tokenizer takes 0.3 s to load
 WORTH_PROCESSES = 64 << 20  # bytes of sources; below that, starting processes costs more than it saves
 UNLIMITED = 1 << 62
 
@@ -129,6 +130,9 @@ class Build:
             files.make_folder(place)
             # 1024 stands for "not known yet": the model folder gets the model's own figure.
             given.save(place, n_positions=1024)
+        remember(given)
+        if self.total > WORTH_ACCELERATING:
+            given.accelerate()
         merge = Merge(self._map(given.fingerprint), tokenizer=given)
         merge.refuse_bad(self.data.max_bad)
         self._write(merge)

@@ -9,7 +9,6 @@ How    Rows go through in batches of up to 2,048, so that memory stays flat and 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -83,7 +82,7 @@ class MapPlan:
     """What all jobs of a build share.
 
     Attributes:
-        tokenizer: its folder. fingerprint: of it, since the folder has another one the next time.
+        tokenizer, fingerprint: its folder, which has another one the next time, and which it is.
         size: most ids of a window.
         sketched: rows get a sketch, by which near duplicates are found.
         keep: ids of rows that no filter may drop.
@@ -107,16 +106,25 @@ class ParsedRow:
     byte: int
 
 
-@functools.lru_cache(maxsize=2)
-def _tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
-    """Read once in a process."""
-    return Tokenizer.load(folder)
+_known: dict[str, Tokenizer] = {}  # by fingerprint: one that was loaded is taken for all spans
+
+
+def remember(tokenizer: Tokenizer) -> None:
+    """Map with this one in this process; reading it again would take 0.1 s."""
+    _known.clear()
+    _known[tokenizer.fingerprint] = tokenizer
+
+
+def _tokenizer(plan: MapPlan) -> Tokenizer:
+    if plan.fingerprint not in _known:
+        remember(Tokenizer.load(plan.tokenizer))
+    return _known[plan.fingerprint]
 
 
 def map_job(job: Job, plan: MapPlan, folder: Path, *, observe: Observe) -> None:
     """Write the part of `job` into `folder`, whole or not at all."""
     with files.new_folder(folder) as new:
-        with PartWriter(new, _tokenizer(plan.tokenizer, plan.fingerprint)) as part:
+        with PartWriter(new, _tokenizer(plan)) as part:
             if job.row_format is None:
                 _map_document(job, part, observe=observe)
             else:
@@ -137,8 +145,11 @@ def _map_rows(job: Job, plan: MapPlan, part: PartWriter, *, observe: Observe) ->
     filters = Filters(plan.filters)
     encoder = Encoder(job.row_format, part.tokenizer, size=plan.size)
     for batch in _batches(read_rows(job, part, observe=observe)):
-        rows, cleaned = [], []
-        for row in batch:
+        rows: list[ParsedRow] = []
+        cleaned: list[list[Turn]] = []
+        if filters.idle:
+            rows, cleaned = batch, [row.turns for row in batch]
+        for row in batch if not filters.idle else []:
             verdict = filters(row.turns, clean_only=row.id in plan.keep)
             part.changed.update(verdict.changed)
             if verdict.dropped:

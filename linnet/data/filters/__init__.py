@@ -42,6 +42,11 @@ class Filters:
         self._cleaning = {name: rule for name, rule in CLEANING.items() if getattr(config, name)}
         self._judges = _judges(config)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no rule is on."""
+        return not self._cleaning and not self._judges
+
     def __reduce__(self) -> tuple[type[Filters], tuple[FiltersConfig]]:
         return Filters, (self.config,)
 
