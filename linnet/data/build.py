@@ -60,12 +60,24 @@ class Task:
     folder: Path
 
 
-def work(task: Task, *, observe: Callable[[int], None] = lambda count: None) -> int:
-    """Make a part unless it is there; returns its rows. Runs in any process."""
-    with contextlib.suppress(LinnetError):  # missing, or damaged
-        return int(files.verify_manifest(task.folder)["rows"])
-    map_job(task.job, task.plan, task.folder, observe=observe)
-    return int(files.read_manifest(task.folder)["rows"])
+def work(task: Task, *, observe: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    """Make a part unless it is there; returns its counts. Runs in any process."""
+    counts = _counts_of(task.folder)
+    return counts or map_job(task.job, task.plan, task.folder, observe=observe)
+
+
+def _counts_of(part: Path) -> dict[str, Any] | None:
+    """Of a part that is there and undamaged."""
+    try:
+        return files.verify_manifest(part)
+    except LinnetError:
+        return None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class Build:
@@ -85,7 +97,8 @@ class Build:
     ) -> None:
         self.folder, self.parts, self.data, self.inputs = folder, parts, data, inputs
         self.config, self.notes, self.progress = config, notes, progress
-        self.share = data.validation if isinstance(data.validation, float) else 0.0
+        has_own_split = any(one.held_out for one in inputs)
+        self.share = data.validation if isinstance(data.validation, float) and not has_own_split else 0.0
         self.keep = read_ids(data.keep, key="data.keep")
         self.drop = read_ids(data.drop, key="data.drop")
         self.size = UNLIMITED if size is None else size
@@ -203,38 +216,39 @@ class Build:
         for held_out in (False, True):
             chosen = [i for i, (_, piece) in enumerate(self.pieces) if piece.held_out is held_out]
             found = 0
-            for i, count in zip(chosen, self._run([tasks[i] for i in chosen]), strict=False):
+            for i, counts in zip(chosen, self._run([tasks[i] for i in chosen]), strict=False):
                 one, piece = self.pieces[i]
                 parts.append(
                     Part(
                         tasks[i].folder,
                         one.file.name,
+                        counts,
                         held_out=held_out,
                         document=self.jobs[i].row_format is None,
                         begins=piece.begins,
                         ends=piece.ends,
                     )
                 )
-                found += count
+                found += counts["rows"]
                 if self.data.max_rows and found >= self.data.max_rows:
                     break
         return sorted(parts, key=lambda part: part.folder.name)
 
-    def _run(self, tasks: list[Task]) -> Iterator[int]:
+    def _run(self, tasks: list[Task]) -> Iterator[dict[str, Any]]:
         workers = self.data.workers
         if workers == "auto":
-            workers = (os.cpu_count() or 1) if self.total >= WORTH_PROCESSES else 1
+            workers = _cores() if self.total >= WORTH_PROCESSES else 1
         if self.data.engine == "local" and (workers == 1 or len(tasks) == 1):
             for task in tasks:
                 with self._reading(task.job) as observe:
-                    count = work(task, observe=observe)
-                yield count
+                    counts = work(task, observe=observe)
+                yield counts
             return
-        for task, count in zip(
+        for task, counts in zip(
             tasks, run(work, tasks, engine=self.data.engine, workers=workers), strict=False
         ):
             self._advance(task.job.bytes)
-            yield count
+            yield counts
 
     @contextlib.contextmanager
     def _reading(self, job: Job) -> Iterator[Callable[[int], None]]:

@@ -57,6 +57,8 @@ ROW = np.dtype(
     ]
 )
 
+COUNTS = ("lines", "bytes", "tokens", "rows", "bad", "dropped", "changed")
+
 Observe = Callable[[int], None]
 """Called with the bytes that were read since the last call."""
 
@@ -121,15 +123,15 @@ def _tokenizer(plan: MapPlan) -> Tokenizer:
     return _known[plan.fingerprint]
 
 
-def map_job(job: Job, plan: MapPlan, folder: Path, *, observe: Observe) -> None:
-    """Write the part of `job` into `folder`, whole or not at all."""
-    with files.new_folder(folder) as new:
+def map_job(job: Job, plan: MapPlan, folder: Path, *, observe: Observe) -> dict[str, Any]:
+    """Write the part of `job` into `folder`, whole or not at all; returns its counts."""
+    with files.new_folder(folder, durable=False) as new:
         with PartWriter(new, _tokenizer(plan)) as part:
             if job.row_format is None:
                 _map_document(job, part, observe=observe)
             else:
                 _map_rows(job, plan, part, observe=observe)
-        part.finish()
+        return part.finish()
 
 
 def _map_document(job: Job, part: PartWriter, *, observe: Observe) -> None:
@@ -232,23 +234,14 @@ def _batches(rows: Iterable[ParsedRow]) -> Iterator[list[ParsedRow]]:
 class PartWriter:
     """Write one part: tokens.bin, learn.bin, lengths.bin (ids of each window), rows.bin, and what was left out.
 
-    Use it in a `with` block, then `finish`.
+    Use it in a `with` block, then `finish`. A file that would be empty is not there: 160 novels are 160 parts.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self._type = token_type(tokenizer.vocab_size)
-        self._files = {
-            name: files.Writer(folder / name)
-            for name in (
-                "tokens.bin",
-                "learn.bin",
-                "lengths.bin",
-                "rows.bin",
-                "dropped.jsonl",
-                "quarantine.jsonl",
-            )
-        }
+        self._files: dict[str, files.Writer] = {}
+        self._open = ExitStack()
         self.lines = 0
         self.bytes = 0
         self.tokens = 0
@@ -259,13 +252,15 @@ class PartWriter:
         self.sketches: list[Any] = []
 
     def __enter__(self) -> PartWriter:
-        self._open = ExitStack()
-        for writer in self._files.values():
-            self._open.enter_context(writer)
         return self
 
     def __exit__(self, *reason: Any) -> None:
         self._open.__exit__(*reason)
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        if name not in self._files:
+            self._files[name] = self._open.enter_context(files.Writer(self.folder / name, durable=False))
+        self._files[name].write(data)
 
     def counted(self, texts: Iterable[str]) -> Iterator[str]:
         """`texts`, while their bytes are counted."""
@@ -275,8 +270,8 @@ class PartWriter:
 
     def add_tokens(self, ids: Sequence[int] | npt.NDArray[Any], learn: bytes | memoryview) -> None:
         """Append ids with a flag for each."""
-        self._files["tokens.bin"].write(np.asarray(ids, self._type).data)
-        self._files["learn.bin"].write(learn)
+        self._write("tokens.bin", np.asarray(ids, self._type).data)
+        self._write("learn.bin", learn)
         self.tokens += len(ids)
 
     def add_rows(
@@ -291,9 +286,9 @@ class PartWriter:
         table["windows"] = [len(one.windows) for one in encoded]
         table["tokens"] = [sum(len(window.ids) for window in one.windows) for one in encoded]
         table["bytes"] = [sum(len(turn.text.encode()) for turn in row) for row in turns]
-        self._files["rows.bin"].write(table.tobytes())
+        self._write("rows.bin", table.tobytes())
         windows = [window for one in encoded for window in one.windows]
-        self._files["lengths.bin"].write(np.array([len(w.ids) for w in windows], "<i8").tobytes())
+        self._write("lengths.bin", np.array([len(w.ids) for w in windows], "<i8").tobytes())
         if windows:
             learn = np.concatenate([window.learn for window in windows])
             self.add_tokens(np.concatenate([window.ids for window in windows]), learn.data)
@@ -312,17 +307,15 @@ class PartWriter:
 
     def _note(self, name: str, **entry: Any) -> None:
         # Escaped, since an excerpt may hold half a character (a lone surrogate), which UTF-8 has no bytes for.
-        self._files[name].write(json.dumps(entry).encode() + b"\n")
+        self._write(name, json.dumps(entry).encode() + b"\n")
 
-    def finish(self) -> None:
-        """Write the sketches and the part's manifest, after the block."""
+    def finish(self) -> dict[str, Any]:
+        """Write the sketches and the part's manifest, after the block; returns its counts."""
         hashes = {name: writer.sha256 for name, writer in self._files.items()}
         if self.sketches:
             buffer = io.BytesIO()
             np.save(buffer, np.concatenate(self.sketches))
             files.write_file(self.folder / "sketches.npy", [buffer.getbuffer()])
-        counts = {
-            name: getattr(self, name)
-            for name in ("lines", "bytes", "tokens", "rows", "bad", "dropped", "changed")
-        }
+        counts = {name: getattr(self, name) for name in COUNTS}
         files.write_manifest(self.folder, extra=counts, hashes=hashes)
+        return counts

@@ -9,6 +9,7 @@ How    Of a row, 61 bytes are held in memory. A row is held out by its hash, so 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from linnet import files
 from linnet.data.duplicates import near_duplicates
-from linnet.data.map import EXCERPT, ROW
+from linnet.data.map import EMPTY, EXCERPT, ROW
 from linnet.data.store import StoreWriter, map_file, token_type
 from linnet.errors import LinnetError
 from linnet.tokenizer import Tokenizer
@@ -45,34 +45,34 @@ class Part:
     """A part of a source, in the order of the source.
 
     Attributes:
-        name: the file, or the shard on the hub, for messages.
+        name: the file, or the shard on the hub, for messages. counts: what the map counted.
         held_out: all of its source is held out.
         document: it is a part of one running text, and not rows; `begins`, `ends`: its first, or last.
     """
 
     folder: Path
     name: str
+    counts: Mapping[str, Any]
     held_out: bool
     document: bool
     begins: bool = False
     ends: bool = False
 
-    def counts(self) -> dict[str, Any]:
-        """What the map counted."""
-        return files.read_manifest(self.folder)
-
     def rows(self) -> npt.NDArray[Any]:
         """[R] of ROW."""
-        return np.fromfile(self.folder / "rows.bin", ROW)
+        return self.array("rows.bin", ROW)
 
     def array(self, name: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The numbers of tokens.bin, learn.bin or lengths.bin, mapped and not read."""
-        return map_file(self.folder / name, np.dtype(kind))
+        """The numbers of tokens.bin, learn.bin, lengths.bin or rows.bin, mapped and not read."""
+        path = self.folder / name
+        return map_file(path, np.dtype(kind)) if path.exists() else np.zeros(0, kind)
 
     def notes(self, name: str) -> Iterator[dict[str, Any]]:
         """The entries of dropped.jsonl or quarantine.jsonl."""
-        with (self.folder / name).open("rb") as file:
-            yield from map(json.loads, file)
+        path = self.folder / name
+        if path.exists():
+            with path.open("rb") as file:
+                yield from map(json.loads, file)
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ class Merge:
         self.changed: Counter[str] = Counter()
         self.bad = 0
         for part in parts:
-            counts = part.counts()
-            self.dropped.update(counts["dropped"])
-            self.changed.update(counts["changed"])
-            self.bad += counts["bad"]
+            self.dropped.update(part.counts["dropped"])
+            self.changed.update(part.counts["changed"])
+            self.bad += part.counts["bad"]
         tables = [part.rows() for part in parts]
         self.rows = np.concatenate(tables) if tables else np.empty(0, ROW)
         self.ends = np.cumsum([len(table) for table in tables])
@@ -177,7 +176,8 @@ class Merge:
 
     def refuse_bad(self, most: float) -> None:
         """Raise where more than the share `most` of the rows cannot be used."""
-        seen = len(self.rows) + self.bad
+        filtered = sum(count for why, count in self.dropped.items() if why != EMPTY)
+        seen = len(self.rows) + filtered + self.bad
         if not self.bad or self.bad <= most * seen:
             return
         entries = list(self.quarantined())
@@ -187,7 +187,7 @@ class Merge:
             f"{self.bad:,} of {seen:,} rows cannot be used, more than data.max_bad={most:g}: "
             + "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
             + f"; the first is {first['file']}:{first['line']}: byte {first['byte']}. Mend them, or set "
-            f"data.max_bad={min(1.0, round(self.bad / seen + 0.005, 2)):g} to go on without them."
+            f"data.max_bad={share_above(self.bad / seen):g} to go on without them."
         )
 
     def quarantined(self) -> Iterator[dict[str, Any]]:
@@ -202,7 +202,7 @@ class Merge:
         lines = []
         for part in self.parts:
             lines.append(before[part.name])
-            before[part.name] += part.counts()["lines"]
+            before[part.name] += part.counts["lines"]
         return lines
 
     def sketches(self) -> npt.NDArray[Any] | None:
@@ -259,7 +259,7 @@ class Merge:
         """
         end = np.array([self.tokenizer.end_of_text], writer.type)
         tokens = part.array("tokens.bin", writer.type)
-        writer.counts["bytes"] += part.counts()["bytes"]
+        writer.counts["bytes"] += part.counts["bytes"]
         if len(tokens) and open_side is not writer:
             open_side = writer
             writer.begin_document()
@@ -303,6 +303,15 @@ class Merge:
                         "place": f"{part.name}:{line + int(row['line'])}:{int(row['byte'])}",
                     }
                 )
+
+
+def share_above(share: float) -> float:
+    """The next hundredth, which is enough as data.max_bad.
+
+    >>> share_above(0.0123)
+    0.02
+    """
+    return min(1.0, math.ceil(100 * share) / 100)
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ def temporary_folder(final: Path) -> Path:
     return temporary
 
 
-def replace_folder(new: Path, final: Path) -> None:
+def replace_folder(new: Path, final: Path, *, durable: bool = True) -> None:
     """Put a complete `new`, which is `temporary_folder(final)`, in the place of `final`, which may exist.
 
     No portable call exchanges two folders: the old one is renamed aside, the new one in, the old one removed.
@@ -44,7 +44,8 @@ def replace_folder(new: Path, final: Path) -> None:
     if new != _hidden(final, ".tmp"):
         raise ValueError(f"{new} is not temporary_folder({final}), so repair_folder would not find it")
     with disk_errors(final):
-        _sync_tree(new)
+        if durable:
+            _sync_tree(new)
         if final.exists():
             _remove_tree(aside)
             operations.rename(final, aside)
@@ -68,15 +69,16 @@ def repair_folder(final: Path) -> None:
 
 
 @contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield an empty folder to fill; after the block it is `final`, in the place of an older one.
 
+    `durable`: all of it is synced first; not worth it where the folder can be made again and is verified before use.
     After an exception inside the block `final` is untouched and the new folder is removed.
     """
     temporary = temporary_folder(final)
     try:
         yield temporary
-        replace_folder(temporary, final)
+        replace_folder(temporary, final, durable=durable)
     except Exception:
         with suppress(OSError, DiskError):  # What cannot be cleared now is cleared at the next start.
             repair_folder(final)

@@ -20,11 +20,13 @@ class Writer:
 
     Small pieces are gathered, large ones go out as they are. After the block `sha256` (hex) and `bytes`
     describe the file. An exception inside the block leaves it unsynced: its folder is a temporary one.
-    `needed` is the size in bytes of the whole file, where it is known, for the message on a full disk.
+    `needed` is the size in bytes of the whole file, where it is known, for the message on a full disk. `durable`:
+    synced; a file that can be made again, and is compared with its hash before it is used, need not be.
     """
 
-    def __init__(self, path: Path, *, needed: int = 0) -> None:
+    def __init__(self, path: Path, *, needed: int = 0, durable: bool = True) -> None:
         self.path = path
+        self._durable = durable
         self.bytes = 0
         self.sha256 = ""
         self._needed = needed
@@ -69,8 +71,9 @@ class Writer:
         try:
             if kind is None:
                 self._flush()
-                with disk_errors(self.path, needed=max(self._needed, self.bytes)):
-                    operations.fsync(self._descriptor)  # Never tried twice: a lost page is reported once.
+                if self._durable:
+                    with disk_errors(self.path, needed=max(self._needed, self.bytes)):
+                        operations.fsync(self._descriptor)  # Never tried twice: a lost page is reported once.
                 self.sha256 = self._hash.hexdigest()
         finally:
             os.close(self._descriptor)

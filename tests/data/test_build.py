@@ -187,9 +187,9 @@ def test_parts_that_are_there_are_not_made_again(
     made: list[str] = []
     map_job = module.map_job
 
-    def counted(job: Any, plan: Any, folder: Path, **more: Any) -> None:
+    def counted(job: Any, plan: Any, folder: Path, **more: Any) -> dict[str, Any]:
         made.append(folder.name)
-        map_job(job, plan, folder, **more)
+        return map_job(job, plan, folder, **more)
 
     monkeypatch.setattr(module, "map_job", counted)
     operations = faults.count(lambda: build(tmp_path / "count", tokenizer, source))
@@ -291,3 +291,29 @@ def test_text_from_rows_is_a_document_each(tmp_path: Path) -> None:
     texts = [tokenizer.decode(store.tokens[a:b].tolist()) for a, b in pairwise(starts)]
     assert set(texts) < {f" {row}\n" for row in rows}
     assert store.manifest["counts"]["rows"] + store.validation.manifest["counts"]["rows"] == 50
+
+
+def test_what_filters_drop_counts_as_seen_beside_bad_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [json.dumps({"question": "why", "answer": one}) for one in ("x", *["a long answer"] * 9)]
+    source = tmp_path / "data.jsonl"
+    source.write_text("\n".join([*rows[:1] * 90, *rows[1:], "{"]))
+    filters = {"shortest": 10}
+    store = build(tmp_path, tokenizer, source, filters=filters, max_bad=0.01)
+    assert store.manifest["dropped"] == {"shortest": 90}
+    assert store.manifest["quarantined"] == 1
+    with pytest.raises(LinnetError, match=r"1 of 100 rows cannot be used.* set data\.max_bad=0\.01 "):
+        build(tmp_path, tokenizer, source, filters=filters, max_bad=0.0)  # prepared data does not hide them
+
+
+def test_a_held_out_split_of_its_own_is_all_that_is_held_out(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As find_inputs gives a data set of the hub that has one."""
+    from linnet.data import prepare as module
+
+    source = write_rows(tmp_path / "data")
+    found = [inputs.Input(inputs.LocalFile.at(source / f"{x}.jsonl"), held_out=x == "b") for x in "ab"]
+    monkeypatch.setattr(module, "find_inputs", lambda data, *, say: found)
+    store = build(tmp_path, tokenizer, source)
+    assert store.validation is not None
+    assert store.validation.manifest["counts"]["rows"] == len((source / "b.jsonl").read_text().splitlines())
