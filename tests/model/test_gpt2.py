@@ -70,14 +70,20 @@ def test_a_token_never_changes_what_comes_before_it():
         assert not torch.allclose(hidden[:, t], plain[:, t])
 
 
-def test_examples_packed_in_a_row_do_not_see_each_other():
-    model = tiny()
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_examples_packed_in_a_row_do_not_see_each_other(device: str):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA card")
+    model = tiny().to(device)
     batch = packed([[5, 9, 10], [24], [1, 1, 20]], size=24)
-    hidden = model(batch.ids, batch.positions, batch.segments())
+    segments = batch.segments()
+    assert segments is not None
+    ids, positions = batch.ids.to(device), batch.positions.to(device)
+    hidden = model(ids, positions, segments.to(device))
     for row, lengths in enumerate(batch.lengths):
         start = 0
         for length in lengths:
-            alone = model(batch.ids[row : row + 1, start : start + length])
+            alone = model(ids[row : row + 1, start : start + length])
             torch.testing.assert_close(hidden[row, start : start + length], alone[0], atol=1e-5, rtol=1e-4)
             start += length
 
