@@ -52,10 +52,10 @@ def make_setup(args: argparse.Namespace, work: Path) -> Any:
     """Prepare the rows once, and choose the rows and examples of a step as `linnet train math` does."""
     from peers import Setup
 
-    from linnet.config import load_recipe
     from linnet.data.batches import Batches
     from linnet.model.pretrained import read_config
     from linnet.preparing import prepare_store
+    from linnet.recipe import load_recipe
     from linnet.setup import plan_run
 
     length = {"train.epochs": args.epochs} if args.steps is None else {"train.steps": args.steps}

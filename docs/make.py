@@ -9,7 +9,8 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from linnet.cli import app
-from linnet.config import RECIPES, Part, Recipe, fields_of, recipe_names
+from linnet.config import Part, Recipe
+from linnet.recipe import RECIPES, fields_of, recipe_names
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 
 from linnet import files, session
-from linnet.config import flatten, parse_overrides, read_recipe_values
 from linnet.device import choose_device
 from linnet.errors import UsageError
 from linnet.generate.engine import Model
@@ -27,6 +26,7 @@ from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model
 from linnet.model.resolve import resolve_model
 from linnet.preparing import prepare as prepare
+from linnet.recipe import flatten, parse_overrides, read_recipe_values
 from linnet.run import RunFolder
 from linnet.show import show_end, show_finished, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer

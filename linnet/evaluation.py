@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from linnet import api, files
-from linnet.config import DataConfig, DataFormat, FiltersConfig, Recipe, build_recipe, parse_overrides
+from linnet.config import DataConfig, DataFormat, FiltersConfig, Recipe
 from linnet.data.batches import Batch, validation_batches
 from linnet.data.store import Store
 from linnet.errors import LinnetError, UsageError
@@ -32,6 +32,7 @@ from linnet.generate.engine import Model
 from linnet.model.pretrained import read_config
 from linnet.model.resolve import resolve_model
 from linnet.preparing import SCRATCH, prepare_store
+from linnet.recipe import build_recipe, parse_overrides
 from linnet.run import RunFolder
 from linnet.training.checkpoint import STATE, saved_steps
 

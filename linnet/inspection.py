@@ -19,14 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from linnet.config import (
-    DataConfig,
-    Recipe,
-    build_recipe,
-    parse_overrides,
-    read_recipe_values,
-    recipe_names,
-)
+from linnet.config import DataConfig, Recipe
 from linnet.data.inputs import Input, LocalFile, find_inputs
 from linnet.data.sources import find_files
 from linnet.data.store import Store
@@ -41,6 +34,7 @@ from linnet.look.strange import find_duplicates, find_strange
 from linnet.look.survey import ROWS, SeenRow, Survey, survey
 from linnet.look.terminal import print_report
 from linnet.preparing import LARGEST_WINDOW, initial_model, prepare_store
+from linnet.recipe import build_recipe, parse_overrides, read_recipe_values, recipe_names
 from linnet.tokenizer import HUB_FILES
 from linnet.track.progress import Progress
 

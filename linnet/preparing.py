@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from linnet.config import Recipe, build_recipe, parse_overrides, read_recipe_values
+from linnet.config import Recipe
 from linnet.data.prepare import prepare as prepare_data
 from linnet.data.store import Store
 from linnet.errors import DiskError, LinnetError
 from linnet.model.resolve import resolve_model
+from linnet.recipe import build_recipe, parse_overrides, read_recipe_values
 from linnet.tokenizer import load_tokenizer
 from linnet.track.progress import BytesProgress
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from linnet import files
-from linnet.config import Recipe, build_recipe, read_recipe_values, recipe_names
+from linnet.config import Recipe
 from linnet.data.batches import Batches, validation_batches
 from linnet.data.formats import template_of
 from linnet.data.store import Store
@@ -26,6 +26,7 @@ from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import read_config, save_model
 from linnet.preparing import SCRATCH, initial_model, prepare_store
+from linnet.recipe import build_recipe, read_recipe_values, recipe_names
 from linnet.run import LENGTH, Change, RunFolder, compare_recipes, refuse_changes
 from linnet.setup import build_model, choose_model, parent_of, plan_run
 from linnet.tokenizer import Tokenizer

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from linnet.config import Recipe, dump_recipe, flatten, load_recipe, recipe_names
+from linnet.config import Recipe
 from linnet.errors import LinnetError, UsageError
+from linnet.recipe import dump_recipe, flatten, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

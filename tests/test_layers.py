@@ -10,12 +10,13 @@ import linnet
 ROOT = Path(linnet.__file__).parent
 
 # Who may import whom, by the first name below `linnet`. A module may always import its own package.
-BASE = {"errors", "files", "config", "device"}
+BASE = {"errors", "files", "config", "recipe", "device"}
 SHARED = BASE | {"model", "tokenizer", "turns", "track", "hub"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "config": {"errors"},
+    "recipe": {"errors", "config"},
     "device": {"errors"},
     "hub": {"errors", "files"},
     "tokenizer": {"errors", "files", "hub"},

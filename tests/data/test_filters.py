@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linnet.config import FiltersConfig, load_recipe
+from linnet.config import FiltersConfig
 from linnet.data.filters import Filters, Verdict
 from linnet.data.filters.cleaning import CLEANING
 from linnet.data.filters.judging import digit_share, repeated_share, symbol_share
 from linnet.errors import UsageError
+from linnet.recipe import load_recipe
 from linnet.turns.template import Turn
 
 ALL_CLEANING = FiltersConfig(boilerplate=True, references=True, citations=True, formulas=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from linnet.config import RECIPES
+from linnet.recipe import RECIPES
 from tests.warm import Warm
 
 STEPS, SAVE_EVERY, EVAL_EVERY, MICRO_BATCHES = 30, 5, 10, 2
