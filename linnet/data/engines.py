@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
-from linnet.errors import LinnetError
+from linnet.errors import LinnetError, OutOfMemoryError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,17 +48,21 @@ def _run_processes(
 ) -> Iterator[Result]:
     # Not forked: a tokenizer's threads, or torch's, may be in the middle of anything.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         waiting: deque[Any] = deque()
         try:
-            with _plain_main():
-                waiting.append(pool.submit(function, items[0]))  # starts all workers
-            for item in items[1:]:
-                waiting.append(pool.submit(function, item))
+            for item in items:
+                with _plain_main():  # each call may start a worker
+                    waiting.append(pool.submit(function, item))
                 if len(waiting) == AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise OutOfMemoryError(
+                "A process that prepares the data was killed, most likely since the memory does not suffice; set "
+                "data.workers=1, or fewer than now."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -71,10 +78,22 @@ def _plain_main() -> Iterator[None]:
         sys.modules["__main__"] = caller
 
 
-def _one_thread() -> None:
-    """Each worker has a core; the tokenizer's own threads would only get in each other's way."""
+def _begin_worker() -> None:
+    """Each worker has a core; the tokenizer's own threads would only get in each other's way.
+
+    Ctrl-C reaches workers as well and ends them without a word, and so does the end of the caller, however it ends.
+    """
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
 
 
 def _run_ray(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
