@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from linnet import files
 from linnet.data.build import Build, Progress
 from linnet.data.inputs import Input, find_inputs
-from linnet.data.merge import read_ids
+from linnet.data.map import EMPTY
+from linnet.data.merge import read_ids, share_above
 from linnet.data.store import KIND, Store, same_json
 from linnet.errors import LinnetError, Stopped
 from linnet.tokenizer import Tokenizer, load_tokenizer
@@ -64,6 +65,7 @@ def prepare(
         config = _config(data, tokenizer, given, size if data.format in WINDOWED else None)
         store, reason = _fitting_store(folder, inputs, config)
         if store:
+            _refuse_bad(store, data.max_bad)
             return store
         if Path.cwd().is_relative_to(place):
             raise LinnetError(
@@ -160,6 +162,19 @@ def _fitting_store(folder: Path, inputs: list[Input], config: dict[str, Any]) ->
         return Store.open(folder), ""
     except LinnetError as error:
         return None, f"Prepared again, since {error}"
+
+
+def _refuse_bad(store: Store, most: float) -> None:
+    """Raise where the store was prepared with a larger data.max_bad than `most`, and needed it."""
+    bad, rows = store.manifest["quarantined"], store.manifest["counts"]["rows"]
+    rows += store.validation.manifest["counts"]["rows"] if store.validation else 0
+    seen = bad + rows + sum(count for why, count in store.manifest["dropped"].items() if why != EMPTY)
+    if bad > most * seen:
+        enough = share_above(bad / seen)
+        raise LinnetError(
+            f"{bad:,} of {seen:,} rows cannot be used, more than data.max_bad={most:g}; mend those that "
+            f"{store.folder / 'quarantine.jsonl'} names, or set data.max_bad={enough:g} to go on without them."
+        )
 
 
 def _same_inputs(known: list[dict[str, Any]], inputs: list[Input]) -> bool:

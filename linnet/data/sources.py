@@ -53,8 +53,6 @@ def find_files(
 
 
 def _find(source: str, key: str, say: Callable[[str], None]) -> list[Path]:
-    if source.startswith("hf:"):
-        raise LinnetError(f"{key}={source}: data sets on the hub cannot be read yet; download the file.")
     path = Path(source).expanduser()
     if path.is_file():
         if not _head(path):

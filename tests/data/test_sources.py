@@ -116,7 +116,6 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
         ("folder", "holds no files"),
         ("binaries", r"only empty or binary files \(a.bin\)"),
         ("*.nothing", "holds no files"),
-        ("hf:owner/name", "cannot be read yet"),
     ],
 )
 def test_a_source_without_text_is_one_sentence(tmp_path: Path, source: str, words: str) -> None:
@@ -124,7 +123,7 @@ def test_a_source_without_text_is_one_sentence(tmp_path: Path, source: str, word
     (tmp_path / "folder").mkdir()
     (tmp_path / "binaries").mkdir()
     (tmp_path / "binaries" / "a.bin").write_bytes(b"\0\1\2\3\0\0")
-    where = source if not source or source.startswith("hf:") else str(tmp_path / source)
+    where = str(tmp_path / source) if source else ""
     with pytest.raises(LinnetError, match=words):
         find_files(where)
 
