@@ -82,10 +82,14 @@ class RowFormat:
         return "".join(self.template.header(role, first=False) for role in self.template.headers) + sections
 
     def text(self, turns: Sequence[Turn]) -> str:
-        """The row as it will be written, headers included: what a tokenizer is to be trained on."""
+        """The row with its headers: what a tokenizer is to be trained on.
+
+        Turns behind the last answer are in it, too: they are not learned, but their tokens are counted.
+        """
         if self.template is None:
             return "".join(turn.text for turn in turns)
-        return "".join(segment.text for segment in self.template.segments(turns))
+        *segments, _ = self.template.prompt_segments(turns)  # without the header of a next answer
+        return "".join(segment.text for segment in segments)
 
 
 def make_row_format(data: DataConfig, first: Sequence[Mapping[str, Any]], *, where: str) -> RowFormat:

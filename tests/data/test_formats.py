@@ -193,3 +193,9 @@ def test_columns_of_later_rows_are_seen() -> None:
     assert made.columns == {"question": "question", "answer": "answer"}
     with pytest.raises(LinnetError, match=r"x\.jsonl: data\.format=instruct needs"):
         make_row_format(DataConfig(format="instruct"), first[:1], where="x.jsonl")
+
+
+def test_a_tokenizer_learns_from_all_turns() -> None:
+    turns = [Turn("user", "Hi"), Turn("assistant", "Yes"), Turn("user", "\u03a9")]
+    row = RowFormat("chat", {"messages": "messages"}, CHAT)
+    assert row.text(turns) == "user: Hi\nassistant: Yes\nuser: \u03a9"
