@@ -219,7 +219,8 @@ class StoreWriter:
         sha256 = files.write_file(
             self.folder / f"{name}.npy", chain([header.getvalue()], _blocks(raw), [after])
         )
-        files.operations.unlink(raw)
+        with files.disk_errors(raw):
+            files.operations.unlink(raw)
         return sha256
 
 
