@@ -88,6 +88,7 @@ class Session:
         self._saved: tuple[int, bool] | None = None
         self._metrics: RowFile | None = None
         self._samples: RowFile | None = None
+        self._left_out: set[str] = set()  # prompts that cannot be sampled
         self.template = template_of(recipe.data)
         self._writer = Model(self.model, self.tokenizer, template=self.template, reads=recipe.data.reads)
 
@@ -158,17 +159,24 @@ class Session:
         texts = []
         for prompt in settings.prompts:
             self._check_stop()
-            text = self._writer.generate(
-                prompt,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                seed=self.recipe.train.seed,
-            )
+            try:
+                text = self._writer.generate(
+                    prompt,
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    seed=self.recipe.train.seed,
+                )
+            except LinnetError as error:  # A character that a small vocabulary does not have.
+                if prompt not in self._left_out:
+                    self.progress.say(f"  sample.prompts: {json.dumps(prompt)} is left out. {error}")
+                    self._left_out.add(prompt)
+                continue
             texts.append((prompt, text))
         assert self._samples is not None
         for prompt, text in texts:
             self._samples.append({"step": step, "prompt": prompt, "text": text})
-            self.progress.say(f"  it writes: {json.dumps(prompt + text, ensure_ascii=False)[:200]}")
+            shown = f"{prompt} -> {text}" if self.template else prompt + text
+            self.progress.say(f"  it writes: {json.dumps(shown, ensure_ascii=False)[:200]}")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl, shown on the progress line as well."""
