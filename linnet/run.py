@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from linnet import files
-from linnet.config import Recipe, dump_recipe, flatten, read_recipe_values
+from linnet.config import Recipe
 from linnet.device import describe_machine
 from linnet.errors import LinnetError
+from linnet.recipe import dump_recipe, flatten, read_recipe_values
 from linnet.training.plan import Plan
 
 FREE_TO_CHANGE = {
+    "data.workers",
+    "data.engine",
+    "data.max_bad",
     "train.micro_batch_size",
     "train.log_every",
     "train.eval_every",
