@@ -19,6 +19,7 @@ from linnet.data.columns import find_columns
 from linnet.data.papers import paper_turns
 from linnet.data.rows import Unusable
 from linnet.data.windows import Encoder
+from linnet.errors import LinnetError
 from linnet.turns.layout import SECTIONS
 from linnet.turns.template import ANSWERER, CHAT, PAPERS, SUMMARIES, Template, Turn, normalize
 
@@ -99,11 +100,13 @@ def make_row_format(data: DataConfig, first: Sequence[Mapping[str, Any]], *, whe
         where: the file, for the error.
 
     Raises:
-        LinnetError: its columns cannot be mapped; the message shows the line to write.
+        LinnetError: its columns cannot be mapped; the message shows the line to write. Or it has no rows.
     """
     names = list(dict.fromkeys(name for values in first for name in values))
     if not first and data.format in ("text", "lines"):
         names = ["text"]  # an empty file
+    elif not first:
+        raise LinnetError(f"{where} holds no rows; leave it out of data.source.")
     columns = find_columns(data.format, names, data.columns, where=where)
     return RowFormat(
         data.format, columns, template_of(data), learn=data.learn, target=data.target, reads=data.reads

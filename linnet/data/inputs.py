@@ -20,7 +20,7 @@ from linnet.data.compressed import content_size, is_compressed
 from linnet.data.hub_files import HubFile, HubSpan, StreamReader
 from linnet.data.hub_sets import find_hub_set
 from linnet.data.records import RecordReader, Span, file_kind, spans_of
-from linnet.data.rows import Record
+from linnet.data.rows import BadRecord
 from linnet.data.sources import find_files
 from linnet.data.text import character_boundary
 from linnet.errors import LinnetError
@@ -96,10 +96,26 @@ class Input:
         return format == "text" and isinstance(self.file, LocalFile) and file_kind(self.file.path) == "txt"
 
     def first_records(self) -> list[Mapping[str, Any]]:
-        """The columns of its first rows that can be read."""
-        reader = open_span(self.file.spans(size=SPAN)[0], observe=lambda count: None)
-        records = (record.values for record in reader if isinstance(record, Record))
-        return list(itertools.islice(records, LOOKED_AT))
+        """The columns of its first rows that can be read.
+
+        Raises:
+            LinnetError: there are rows, and not one can be read.
+        """
+        records: list[Mapping[str, Any]] = []
+        bad: BadRecord | None = None
+        for record in open_span(self.file.spans(size=SPAN)[0], observe=lambda count: None):
+            if isinstance(record, BadRecord):
+                bad = bad or record
+                continue
+            records.append(record.values)
+            if len(records) == LOOKED_AT:
+                break
+        if bad and not records:
+            raise LinnetError(
+                f"{self.file.name}:{bad.line}: {bad.reason}, and no other of its rows can be read either; mend the "
+                "file, or leave it out."
+            )
+        return records
 
     def identity(self) -> dict[str, Any]:
         """What the store's manifest holds of it."""

@@ -191,7 +191,7 @@ def _fitting_format(rows: Sequence[Mapping[str, Any]], *, where: str) -> tuple[R
             row_format = make_row_format(DataConfig(format=candidate), rows[:LOOKED_AT], where=where)
         except LinnetError as error:
             if candidate == "instruct":
-                complaint = str(error)
+                complaint = complaint or str(error)
             continue
         texts = []
         for values in rows:

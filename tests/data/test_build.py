@@ -317,3 +317,11 @@ def test_a_held_out_split_of_its_own_is_all_that_is_held_out(
     store = build(tmp_path, tokenizer, source)
     assert store.validation is not None
     assert store.validation.manifest["counts"]["rows"] == len((source / "b.jsonl").read_text().splitlines())
+
+
+def test_a_file_of_which_no_row_can_be_read_names_the_first(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "data.jsonl").write_text("\noops\n" * 30)
+    with pytest.raises(
+        LinnetError, match=r"data\.jsonl:2: not valid JSON.* no other of its rows can be read"
+    ):
+        build(tmp_path, tokenizer, tmp_path / "data.jsonl")

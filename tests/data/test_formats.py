@@ -199,3 +199,8 @@ def test_a_tokenizer_learns_from_all_turns() -> None:
     turns = [Turn("user", "Hi"), Turn("assistant", "Yes"), Turn("user", "\u03a9")]
     row = RowFormat("chat", {"messages": "messages"}, CHAT)
     assert row.text(turns) == "user: Hi\nassistant: Yes\nuser: \u03a9"
+
+
+def test_a_file_without_rows_says_so() -> None:
+    with pytest.raises(LinnetError, match=r"^x\.csv holds no rows; "):
+        make_row_format(DataConfig(format="instruct"), [], where="x.csv")

@@ -78,7 +78,8 @@ def test_a_bare_file_with_a_tokenizer_is_measured(command: Command, math: Path, 
     report = command("math.jsonl", "--json", *TINY).report
     assert report["fill"] > 0
     assert report["estimated"] == []
-    assert report["rows"] == 50 - report["dropped"].get("nearly equal to a held-out row", 0)
+    near = report["dropped"].get("nearly equal to a held-out row", 0)
+    assert report["rows"] == 50 - report["dropped"]["exact_duplicates"] - near
     assert report["quarantined"] == 2
     assert any("More than 1% of the rows cannot be used" in note for note in report["notes"])
     assert [path.name for path in tmp_path.iterdir()] == ["math.jsonl"], "nothing is left behind"
@@ -181,6 +182,13 @@ def test_a_folder_and_a_mark_of_another_program(command: Command, tmp_path: Path
     assert len(report["sources"]) == 2
     assert report["rows"] == 8
     assert any(note.startswith(END_OF_TEXT) for note in report["notes"])
+
+
+def test_columns_that_fit_and_rows_that_do_not(command: Command, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi"}]}] * 5
+    write_rows(tmp_path / "chat.jsonl", rows)
+    why = command("chat.jsonl", "--json").report["guess"]["why"]
+    assert "data.format=chat fits the columns, but not the rows: no assistant turn" in why
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_the_counts_of_a_recipe_add_up(command: Command, math: Path) -> None:
     assert report["quarantined"] == sum(report["reasons"].values()) == 2
     assert [bad["place"] for bad in report["quarantine"]] == [f"{math}:51", f"{math}:53"]
     assert report["dropped"].pop("empty line") == 1
+    assert report["dropped"].pop("exact_duplicates") == 1
     assert set(report["dropped"]) <= {"nearly equal to a held-out row"}
     for key in ("rows", "tokens", "learned_tokens", "bytes"):
         assert report[key] == report["training"][key] + report["validation"][key]
