@@ -294,10 +294,12 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # A model writes characters that not every terminal knows.
     try:
         code = app(standalone_mode=False) or 0
+        if code == 130:  # Ctrl-C outside of a training, as this typer reports it
+            _fail("stopped; the same command goes on", code)
     except (LinnetError, Stopped) as error:
         code = _fail(str(error), error.exit_code)
     except typer.Abort:  # Ctrl-C outside of a training: nothing is to be saved.
-        code = _fail("stopped", 130)
+        code = _fail("stopped; the same command goes on", 130)
     except BrokenPipeError:  # The reader of `linnet ... | head` has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -108,7 +108,7 @@ class DataConfig(Part):
     """File of row ids, one a line, that are kept whatever the filters say."""
     prepared: str = "auto"
     """Folder of the prepared data; auto: prepared/RECIPE-<hash>."""
-    workers: int | Auto = "auto"
+    workers: Annotated[int, Field(gt=0)] | Auto = "auto"
     """Processes that prepare the data; auto: one for each core where it pays. It never changes the result."""
     engine: Literal["local", "ray"] = "local"
     """Where the preparing runs: on this machine, or on a Ray cluster."""

@@ -20,19 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from linnet import files
 from linnet.data.engines import run
+from linnet.data.fates import HELD_OUT, NEAR_HELD_OUT, Fates, decide
 from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.inputs import Input, Piece, pieces_of
 from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows, remember
-from linnet.data.merge import (
-    FEWEST_ROWS,
-    HELD_OUT,
-    NEAR_HELD_OUT,
-    Fates,
-    Merge,
-    Part,
-    decide,
-    read_ids,
-)
+from linnet.data.merge import FEWEST_ROWS, Merge, Part, read_ids
 from linnet.data.records import Span
 from linnet.data.store import StoreWriter
 from linnet.data.text import read_text
@@ -290,9 +282,9 @@ class Build:
 
     def _decide(self, merge: Merge) -> Fates:
         return decide(
-            merge.rows,
+            merge.ids,
             own_held_out=merge.own_held_out,
-            share=self.share if len(merge.rows) >= FEWEST_ROWS else 0.0,
+            share=self.share if len(merge.ids) >= FEWEST_ROWS else 0.0,
             max_rows=self.data.max_rows,
             sketches=merge.sketches(),
             filters=self.data.filters,

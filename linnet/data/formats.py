@@ -18,12 +18,9 @@ from linnet.config import DataConfig
 from linnet.data.columns import find_columns
 from linnet.data.papers import paper_turns
 from linnet.data.rows import Unusable
-from linnet.data.windows import Encoder
 from linnet.errors import LinnetError
 from linnet.turns.layout import SECTIONS
 from linnet.turns.template import ANSWERER, CHAT, PAPERS, SUMMARIES, Template, Turn, normalize
-
-__all__ = ["Encoder", "RowFormat", "make_row_format"]
 
 # Names of roles as published sets have them (ShareGPT: human and gpt; OASST: prompter).
 ROLES = {

@@ -1,9 +1,8 @@
 """The merge of preparing: from parts, in order, to the token store.
 
-What   `Merge(...).run()` decides for each row whether it is trained on, held out or left out, and writes the store.
+What   `Merge(parts).write(...)` copies what is trained on and what is held out, and tells of what is left out.
 Why    What is held out and what is a duplicate depends on all rows; nothing else does.
-How    Of a row, 61 bytes are held in memory. A row is held out by its hash, so that adding rows moves none. Then whole
-       parts are copied, without what is left out.
+How    fates.py decides; then whole parts are copied, without what is left out.
 """
 
 from __future__ import annotations
@@ -14,30 +13,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from linnet.data.duplicates import near_duplicates
+from linnet.data.duplicates import Sketches
+from linnet.data.fates import Fates, Mask
 from linnet.data.map import EMPTY, EXCERPT, ROW
 from linnet.data.store import StoreWriter, map_file, token_type
 from linnet.errors import LinnetError
 from linnet.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from linnet.config import FiltersConfig
-
 FEWEST_ROWS = 20  # with fewer rows nothing is held out
 ROWS_AT_ONCE = 8192
 TOKENS_AT_ONCE = 1 << 22
 SHOWN_BAD = 3  # bad rows that the message about too many of them names
-
-# Why a row is left out, where no filter says so.
-HELD_OUT, NEAR_HELD_OUT = "equal to a held-out row", "nearly equal to a held-out row"
-EXACT, NEAR, LISTED = "exact_duplicates", "near_duplicates", "listed in data.drop"
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -75,86 +66,6 @@ class Part:
                 yield from map(json.loads, file)
 
 
-@dataclass(frozen=True)
-class Fates:
-    """What becomes of each row, over all parts.
-
-    Attributes:
-        held_out, left_out: [R].
-        why: rule -> [R] True where it is what leaves the row out.
-    """
-
-    held_out: Mask
-    left_out: Mask
-    why: Mapping[str, Mask]
-
-
-def decide(
-    rows: npt.NDArray[Any],
-    *,
-    own_held_out: Mask,
-    share: float,
-    max_rows: int | None,
-    sketches: npt.NDArray[Any] | None,
-    filters: FiltersConfig,
-    drop: npt.NDArray[np.uint64],
-    keep: npt.NDArray[np.uint64],
-) -> Fates:
-    """Held out, or left out, or trained on.
-
-    Args:
-        rows: [R] of ROW.
-        own_held_out: [R] True where the row is of a source that is held out whole.
-        share: of the rows, that is held out by hash.
-        max_rows: of each side; rows beyond are left out without a word.
-        sketches: [R, K], see `linnet.data.duplicates`.
-        drop, keep: ids that people listed.
-    """
-    ids = rows["id"]
-    by_hash = ids < np.uint64(int(share * 2**64)) if share else np.zeros(len(rows), bool)
-    held_out = own_held_out | by_hash
-    why: dict[str, Mask] = {}
-    left_out = np.zeros(len(rows), bool)
-    if max_rows:
-        for side in (own_held_out, ~own_held_out):
-            left_out |= side & (np.cumsum(side) > max_rows)
-
-    def leave_out(rule: str, mask: Mask) -> None:
-        new = mask & ~left_out
-        if new.any():
-            why[rule] = new
-            left_out[:] |= new
-
-    kept = np.isin(ids, keep)
-    leave_out(LISTED, np.isin(ids, drop))
-    if own_held_out.any():
-        leave_out(HELD_OUT, ~own_held_out & np.isin(ids, ids[own_held_out]))
-    if filters.exact_duplicates:
-        leave_out(EXACT, _copies(ids, held_out) & ~kept)
-    if sketches is not None:
-        leave_out(NEAR_HELD_OUT, _near(sketches, 0.0, held_out, among=~left_out))
-        if near := filters.near_duplicates:
-            leave_out(NEAR, _near(sketches, near, held_out, among=~left_out) & ~kept)
-    return Fates(held_out & ~left_out, left_out, why)
-
-
-def _near(sketches: npt.NDArray[Any], threshold: float, held_out: Mask, *, among: Mask) -> Mask:
-    """[R] True for near duplicates among some rows: of two copies one must stay."""
-    result = np.zeros(len(among), bool)
-    if among.any():
-        result[among] = near_duplicates(sketches[among], threshold=threshold, held_out=held_out[among])
-    return result
-
-
-def _copies(ids: npt.NDArray[np.uint64], held_out: Mask) -> Mask:
-    """[R] True where the same row came before on the same side."""
-    keys = np.stack([ids, held_out.astype(np.uint64)], axis=1)
-    _, first = np.unique(keys, axis=0, return_index=True)
-    copies = np.ones(len(ids), bool)
-    copies[first] = False
-    return copies
-
-
 class Merge:
     """One merge: parts in, a store out."""
 
@@ -168,16 +79,16 @@ class Merge:
             self.dropped.update(part.counts["dropped"])
             self.changed.update(part.counts["changed"])
             self.bad += part.counts["bad"]
-        tables = [part.rows() for part in parts]
-        self.rows = np.concatenate(tables) if tables else np.empty(0, ROW)
-        self.ends = np.cumsum([len(table) for table in tables])
-        own = [np.full(len(table), part.held_out) for part, table in zip(parts, tables, strict=True)]
+        ids = [part.rows()["id"].copy() for part in parts]  # what is not needed now stays on the disk
+        self.ids: npt.NDArray[np.uint64] = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
+        self.ends = np.cumsum([len(some) for some in ids])
+        own = [np.full(len(some), part.held_out) for part, some in zip(parts, ids, strict=True)]
         self.own_held_out: Mask = np.concatenate(own) if own else np.zeros(0, bool)
 
     def refuse_bad(self, most: float) -> None:
         """Raise where more than the share `most` of the rows cannot be used."""
         filtered = sum(count for why, count in self.dropped.items() if why != EMPTY)
-        seen = len(self.rows) + filtered + self.bad
+        seen = len(self.ids) + filtered + self.bad
         if not self.bad or self.bad <= most * seen:
             return
         entries = list(self.quarantined())
@@ -205,11 +116,10 @@ class Merge:
             before[part.name] += part.counts["lines"]
         return lines
 
-    def sketches(self) -> npt.NDArray[Any] | None:
-        """[R, K], or None where the map made none."""
+    def sketches(self) -> list[Sketches]:
+        """Of each part [its rows, K], mapped and not read; empty where the map made none."""
         paths = [part.folder / "sketches.npy" for part in self.parts]
-        found = [np.load(path, allow_pickle=False) for path in paths if path.is_file()]
-        return np.concatenate(found) if found else None
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths if path.is_file()]
 
     def write(self, fates: Fates, train: StoreWriter, held_out: StoreWriter) -> None:
         """Copy what is not left out, part by part."""
@@ -232,9 +142,11 @@ class Merge:
         before = end - len(table)
         tokens, learn = part.array("tokens.bin", train.type), part.array("learn.bin", np.uint8)
         lengths = part.array("lengths.bin", "<i8")
-        token = window = 0
-        for start in range(0, len(table), ROWS_AT_ONCE):
-            rows = table[start : start + ROWS_AT_ONCE]
+        tokens_before = np.cumsum(table["tokens"]) - table["tokens"]
+        token = window = start = 0
+        while start < len(table):
+            enough = int(np.searchsorted(tokens_before, token + TOKENS_AT_ONCE))
+            rows = table[start : min(start + ROWS_AT_ONCE, max(start + 1, enough))]
             here = slice(before + start, before + start + len(rows))
             next_token, next_window = token + int(rows["tokens"].sum()), window + int(rows["windows"].sum())
             for writer, mask in (
@@ -248,7 +160,7 @@ class Merge:
                     learn=learn[token:next_token][of_token],
                     lengths=lengths[window:next_window][np.repeat(mask, rows["windows"])],
                 )
-            token, window = next_token, next_window
+            token, window, start = next_token, next_window, start + len(rows)
 
     def _write_document(
         self, part: Part, writer: StoreWriter, *, open_side: StoreWriter | None

@@ -20,13 +20,14 @@ from linnet.data.inputs import Input, find_inputs
 from linnet.data.map import EMPTY
 from linnet.data.merge import read_ids, share_above
 from linnet.data.store import KIND, Store, same_json
-from linnet.errors import LinnetError, Stopped
+from linnet.errors import LinnetError, OutOfMemoryError, Stopped
 from linnet.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from linnet.config import DataConfig, TokenizerConfig
 
 
+PARTS_FORMAT = 1  # of what map.py writes; parts of another are not used
 WINDOWED = ("instruct", "chat", "papers")  # Their rows have context that every window carries.
 
 
@@ -111,7 +112,7 @@ def _config(
 def _parts_folder(place: Path, inputs: list[Input], config: dict[str, Any]) -> Iterator[Path]:
     """The folder of the parts, beside the store. After a kill it is there, and is used if it belongs to the same."""
     folder = place.with_name(f".{place.name}.parts")
-    identity = {"inputs": [repr(one) for one in inputs], "config": config}
+    identity = {"format": PARTS_FORMAT, "inputs": [repr(one) for one in inputs], "config": config}
     known = folder / "identity.json"
     try:
         fits = json.loads(known.read_bytes()) == json.loads(json.dumps(identity))
@@ -125,7 +126,7 @@ def _parts_folder(place: Path, inputs: list[Input], config: dict[str, Any]) -> I
         if not fits:
             files.write_json(known, identity)
         yield folder
-    except Stopped:
+    except (Stopped, OutOfMemoryError):
         raise
     except Exception:  # What went wrong will go wrong again, and a full disk wants its room back.
         with contextlib.suppress(OSError, LinnetError):

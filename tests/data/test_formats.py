@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from linnet.config import DataConfig
-from linnet.data.formats import Encoder, RowFormat, make_row_format
+from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.rows import Unusable
+from linnet.data.windows import Encoder
 from linnet.errors import LinnetError
 from linnet.tokenizer import train_char
 from linnet.turns.template import CHAT, PAPERS, SUMMARIES, Turn
