@@ -3,7 +3,7 @@
 Why    Models and tokenizers are found the same way: first in Hugging Face's cache, so that what worked once works
        offline, then over the network. Nothing that could be code or a pickle is downloaded.
 How    `snapshot(name, patterns=..., missing=...)`; huggingface_hub does the work and honours HF_HOME, HF_ENDPOINT,
-       HF_TOKEN and HF_HUB_OFFLINE. `why_not` turns an error of its into words. Data sets: linnet/data/hub_sets.py.
+       HF_TOKEN and HF_HUB_OFFLINE. `why_not` turns an error of its into words. Data sets: data/reading/hub_sets.py.
 """
 
 from __future__ import annotations

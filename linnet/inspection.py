@@ -21,7 +21,7 @@ from typing import Any
 
 from linnet.config import DataConfig, Recipe
 from linnet.data.inputs import Input, LocalFile, find_inputs
-from linnet.data.sources import find_files
+from linnet.data.reading.sources import find_files
 from linnet.data.store import Store
 from linnet.errors import DiskError, LinnetError, UsageError
 from linnet.hub import missing_tokenizer, no_telemetry

@@ -25,9 +25,9 @@ from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.inputs import Input, Piece, pieces_of
 from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows, remember
 from linnet.data.merge import FEWEST_ROWS, Merge, Part, read_ids
-from linnet.data.records import Span
+from linnet.data.reading.records import Span
+from linnet.data.reading.text import read_text
 from linnet.data.store import StoreWriter
-from linnet.data.text import read_text
 from linnet.errors import LinnetError
 from linnet.tokenizer import Tokenizer, cut_stream, train_bpe, train_char
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnet import files
-from linnet.data.compressed import content_size, is_compressed
-from linnet.data.hub_files import HubFile, HubSpan, StreamReader
-from linnet.data.hub_sets import find_hub_set
-from linnet.data.records import RecordReader, Span, file_kind, spans_of
+from linnet.data.reading.compressed import content_size, is_compressed
+from linnet.data.reading.hub_files import HubFile, HubSpan, StreamReader
+from linnet.data.reading.hub_sets import find_hub_set
+from linnet.data.reading.records import RecordReader, Span, file_kind, spans_of
+from linnet.data.reading.sources import find_files
+from linnet.data.reading.text import character_boundary
 from linnet.data.rows import BadRecord
-from linnet.data.sources import find_files
-from linnet.data.text import character_boundary
 from linnet.errors import LinnetError
 
 if TYPE_CHECKING:

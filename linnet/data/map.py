@@ -26,12 +26,12 @@ from linnet import files
 from linnet.data.duplicates import sketches
 from linnet.data.filters import Filters
 from linnet.data.formats import RowFormat
-from linnet.data.hub_files import HubSpan
 from linnet.data.inputs import open_span
-from linnet.data.records import Span
+from linnet.data.reading.hub_files import HubSpan
+from linnet.data.reading.records import Span
+from linnet.data.reading.text import read_text
 from linnet.data.rows import BadRecord, Encoded, Unusable
 from linnet.data.store import token_type
-from linnet.data.text import read_text
 from linnet.data.windows import Encoder
 from linnet.tokenizer import Tokenizer
 from linnet.turns.template import Turn

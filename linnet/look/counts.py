@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from linnet.data.packing import pack
-from linnet.data.records import file_kind
+from linnet.data.reading.records import file_kind
 from linnet.data.store import Store
 from linnet.look.guess import shorten
 from linnet.look.report import Edit, LeftOut, Lengths, Packing, Sample

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
-from linnet.data.text import read_text
+from linnet.data.reading.text import read_text
 from linnet.data.windows import Encoder
 from linnet.look.survey import SeenRow
 from linnet.tokenizer import Tokenizer

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from linnet.config import DataConfig, DataFormat
-from linnet.data.compressed import is_compressed, read_blocks
-from linnet.data.encoding import guess_encoding, guess_utf16
 from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.inputs import LOOKED_AT, SPAN
-from linnet.data.records import RecordReader, file_kind, spans_of
+from linnet.data.reading.compressed import is_compressed, read_blocks
+from linnet.data.reading.encoding import guess_encoding, guess_utf16
+from linnet.data.reading.records import RecordReader, file_kind, spans_of
+from linnet.data.reading.text import HEAD, SAMPLE, read_text
 from linnet.data.rows import BadRecord, Unusable
-from linnet.data.text import HEAD, SAMPLE, read_text
 from linnet.errors import LinnetError
 from linnet.look.linefacts import judge_lines
 

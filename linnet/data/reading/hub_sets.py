@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from linnet.data.hub_files import FEW_ROWS, LARGE, READERS, HubFile, first_sentence, quiet_datasets
-from linnet.data.hub_kept import HubSet, keep, read_kept
+from linnet.data.reading.hub_files import FEW_ROWS, LARGE, READERS, HubFile, first_sentence, quiet_datasets
+from linnet.data.reading.hub_kept import HubSet, keep, read_kept
 from linnet.errors import LinnetError
 from linnet.hub import no_telemetry, retried, why_not
 

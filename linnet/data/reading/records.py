@@ -14,12 +14,12 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from linnet.data.compressed import Damaged, is_compressed, read_blocks
-from linnet.data.json_rows import JsonRows, jsonl_rows
-from linnet.data.lines import Lines, split_lines, texts_of, too_long
+from linnet.data.reading.compressed import Damaged, is_compressed, read_blocks
+from linnet.data.reading.json_rows import JsonRows, jsonl_rows
+from linnet.data.reading.lines import Lines, split_lines, texts_of, too_long
+from linnet.data.reading.tables import csv_rows, parquet_groups, parquet_rows
+from linnet.data.reading.text import SAMPLE, refuse_other_encodings, why_not_text
 from linnet.data.rows import BadRecord, Record
-from linnet.data.tables import csv_rows, parquet_groups, parquet_rows
-from linnet.data.text import SAMPLE, refuse_other_encodings, why_not_text
 from linnet.errors import LinnetError
 
 Kind = Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"]

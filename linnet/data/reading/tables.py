@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from linnet.data import lines as lines_module
-from linnet.data.compressed import refuse_bomb
-from linnet.data.lines import Lines, split_lines, texts_of, too_long
+from linnet.data.reading import lines as lines_module
+from linnet.data.reading.compressed import refuse_bomb
+from linnet.data.reading.lines import Lines, split_lines, texts_of, too_long
+from linnet.data.reading.text import why_not_text
 from linnet.data.rows import BadRecord, Record
-from linnet.data.text import why_not_text
 from linnet.errors import LinnetError
 
 if TYPE_CHECKING:

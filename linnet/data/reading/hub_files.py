@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linnet.data.records import RecordReader, Span, spans_of
+from linnet.data.reading.records import RecordReader, Span, spans_of
 from linnet.data.rows import BadRecord, Record
 from linnet.errors import DiskError, LinnetError
 from linnet.files import disk_errors

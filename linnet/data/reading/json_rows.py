@@ -17,10 +17,10 @@ from typing import Any
 
 import orjson
 
-from linnet.data import lines as lines_module
-from linnet.data.lines import BYTE_ORDER_MARK, Lines, split_lines, too_long
+from linnet.data.reading import lines as lines_module
+from linnet.data.reading.lines import BYTE_ORDER_MARK, Lines, split_lines, too_long
+from linnet.data.reading.text import why_not_text
 from linnet.data.rows import BadRecord, Record
-from linnet.data.text import why_not_text
 
 _NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 

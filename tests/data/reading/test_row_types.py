@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linnet.data import compressed
-from linnet.data.records import RecordReader, Span, spans_of
+from linnet.data.reading import compressed
+from linnet.data.reading.records import RecordReader, Span, spans_of
 from linnet.data.rows import BadRecord, Record
 from linnet.errors import LinnetError
-from tests.data.test_records import PACK, read, values, write
+from tests.data.reading.test_records import PACK, read, values, write
 
 # -- tables ---------------------------------------------------------------------------------------------------------
 

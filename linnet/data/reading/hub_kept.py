@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from linnet import files
-from linnet.data.hub_files import HubFile
+from linnet.data.reading.hub_files import HubFile
 from linnet.errors import DiskError
 
 FORMAT = 1

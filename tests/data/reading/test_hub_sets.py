@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from linnet.data import hub_files
-from linnet.data.hub_files import HubFile
-from linnet.data.hub_sets import find_hub_set
+from linnet.data.reading import hub_files
+from linnet.data.reading.hub_files import HubFile
+from linnet.data.reading.hub_sets import find_hub_set
 from linnet.errors import LinnetError
 from tests import hub_repositories as repositories
 from tests.loopback_hub import LoopbackHub, run_python
@@ -24,7 +24,7 @@ MOVED = {"scientific_papers": "armanc/scientific_papers"}
 
 READ = """
 import dataclasses, json, pickle, sys
-from linnet.data.hub_sets import find_hub_set
+from linnet.data.reading.hub_sets import find_hub_set
 from linnet.data.rows import Record
 from linnet.errors import LinnetError
 
@@ -266,7 +266,7 @@ def test_large_splits_are_streamed_and_with_max_rows_all_but_small_files(
     )
 
     def how(*files: HubFile, max_rows: int | None = None) -> list[bool]:
-        from linnet.data.hub_sets import _how
+        from linnet.data.reading.hub_sets import _how
 
         return [file.streamed for file in _how(files, max_rows=max_rows)]
 

@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from linnet.data.compressed import Damaged, content_size, is_compressed, read_blocks
-from linnet.data.encoding import guess_utf16
+from linnet.data.reading.compressed import Damaged, content_size, is_compressed, read_blocks
+from linnet.data.reading.encoding import guess_utf16
+from linnet.data.reading.text import HEAD, character_boundary, read_text
 from linnet.data.store import KIND
-from linnet.data.text import HEAD, character_boundary, read_text
 from linnet.errors import LinnetError
 
 __all__ = ["character_boundary", "content_size", "find_files", "read_text"]

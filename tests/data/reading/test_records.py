@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 import zstandard
 
-from linnet.data import compressed
-from linnet.data import lines as lines_module
-from linnet.data.records import RecordReader, Span, file_kind, spans_of
+from linnet.data.reading import compressed
+from linnet.data.reading import lines as lines_module
+from linnet.data.reading.records import RecordReader, Span, file_kind, spans_of
 from linnet.data.rows import BadRecord, Record
 from linnet.errors import LinnetError
 

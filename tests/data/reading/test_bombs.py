@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from linnet.data.records import RecordReader, spans_of
-from linnet.data.text import read_text
+from linnet.data.reading.records import RecordReader, spans_of
+from linnet.data.reading.text import read_text
 from linnet.errors import LinnetError
 
 READ = """
 import json, sys, time
 from collections import Counter
 from pathlib import Path
-from linnet.data.records import RecordReader, spans_of
+from linnet.data.reading.records import RecordReader, spans_of
 from linnet.data.rows import Record
-from linnet.data.text import read_text
+from linnet.data.reading.text import read_text
 from linnet.errors import LinnetError
 
 path, start, counts, seen, error = Path(sys.argv[1]), time.perf_counter(), Counter(), [0], ""
@@ -52,7 +52,7 @@ def read_apart(path: Path, how: str = "rows") -> dict[str, Any]:
     """What a process of its own found in a file, with its seconds of reading and its peak memory in MB."""
     done = subprocess.run(
         [sys.executable, "-c", READ, str(path), how],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=False,
@@ -155,7 +155,7 @@ def test_a_hundred_million_empty_lines_are_counted_in_little_memory(tmp_path: Pa
 
 @pytest.mark.torture
 def test_a_folder_of_100_000_tiny_files_is_listed_and_read(tmp_path: Path) -> None:
-    from linnet.data.sources import find_files
+    from linnet.data.reading.sources import find_files
 
     for number in range(100_000):
         (tmp_path / f"{number}.txt").write_bytes(b"line\n")

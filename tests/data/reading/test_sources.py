@@ -13,12 +13,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linnet.data import compressed
-from linnet.data.encoding import guess_encoding
-from linnet.data.sources import character_boundary, content_size, find_files, read_text
+from linnet.data.reading import compressed
+from linnet.data.reading.encoding import guess_encoding
+from linnet.data.reading.sources import character_boundary, content_size, find_files, read_text
 from linnet.errors import LinnetError
 
-WILD = Path(__file__).parents[3] / "shared" / "data" / "wild" / "encodings"
+WILD = Path(__file__).parents[4] / "shared" / "data" / "wild" / "encodings"
 
 
 def text_of(path: Path) -> str:
@@ -91,7 +91,7 @@ def test_the_second_start_in_a_project_folder_finds_the_same_files(tmp_path: Pat
         done = subprocess.run(
             [*command, f"train.steps={steps}"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
             capture_output=True,
             text=True,
             check=False,

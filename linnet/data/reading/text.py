@@ -13,8 +13,8 @@ from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from linnet.data.compressed import is_compressed, read_blocks, unpack_command
-from linnet.data.encoding import guess_encoding, guess_utf16
+from linnet.data.reading.compressed import is_compressed, read_blocks, unpack_command
+from linnet.data.reading.encoding import guess_encoding, guess_utf16
 from linnet.errors import LinnetError
 
 HEAD = 8192  # bytes by which UTF-16 is recognised
