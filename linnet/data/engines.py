@@ -109,7 +109,7 @@ def _run_ray(function: Callable[[Item], Result], items: Sequence[Item]) -> Itera
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
         task = ray.remote(function)
-        cores = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+        cores = ray.cluster_resources().get("CPU", 1)
         at_once = AHEAD * max(1, int(cores))
         waiting: deque[Any] = deque()
         for item in items:

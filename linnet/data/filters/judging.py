@@ -68,7 +68,7 @@ def language_judge(wanted: Sequence[str]) -> Callable[[str], str]:
         UsageError: the library is missing, or a code is none.
     """
     try:
-        import pycld2  # type: ignore[import-untyped]
+        import pycld2
     except ImportError as error:
         raise UsageError(
             "data.filters.language needs the library pycld2; install it with: pip install 'linnet[language]'."
