@@ -303,7 +303,7 @@ def test_what_goes_wrong_is_one_sentence(
 
 
 def test_ctrl_c_ends_it_at_once_with_130(folder: Path, warm: Warm) -> None:
-    words = ("--generate", "40", "--max-new-tokens", "5000", "--json")
+    words = ("--generate", "40", "--max-new-tokens", "5000", "--temperature", "0", "--json")
     child = warm.start("eval", "runs/math", *words, folder=folder)
     deadline = time.monotonic() + 60
     while not (child.out.exists() and "loss" in child.output) and time.monotonic() < deadline:
