@@ -147,7 +147,7 @@ def install(
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     from linnet import api, session
-    from linnet.generate.engine import Model
+    from linnet.generate.engine import Model, Writing
     from linnet.training import optim
 
     passed = 0
@@ -170,6 +170,7 @@ def install(
         "forward": (api, "next_token_loss"),
         "evaluate": (session, "next_token_loss"),
         "sample": (Model, "generate"),
+        "answer": (Writing, "complete"),
         "save": (session, "save_checkpoint"),
         "model": (session, "save_model"),
     }

@@ -5,7 +5,6 @@ import math
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,12 +302,8 @@ def test_what_goes_wrong_is_one_sentence(
 
 
 def test_ctrl_c_ends_it_at_once_with_130(folder: Path, warm: Warm) -> None:
-    words = ("--generate", "40", "--max-new-tokens", "5000", "--temperature", "0", "--json")
-    child = warm.start("eval", "runs/math", *words, folder=folder)
-    deadline = time.monotonic() + 60
-    while not (child.out.exists() and "loss" in child.output) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.kill(signal.SIGINT)
+    fault = {"point": "answer", "count": 3, "signals": [signal.SIGINT]}
+    child = warm.start("eval", "runs/math", "--json", folder=folder, faults=fault)
     assert child.wait() == 130
     assert "loss" in child.output
     assert "Traceback" not in child.output
