@@ -119,6 +119,8 @@ def child(question: dict[str, Any]) -> int:
         for descriptor, number in ((empty, 0), (out, 1), (out, 2)):
             os.dup2(descriptor, number)
         sys.argv = ["linnet", *question["argv"]]
+        # Tests that a shell started in the background inherit that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         install(**question["faults"])
         from linnet.cli import main
 
