@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import linnet
 from linnet import cli
 from linnet.files import Lock
+from tests.commands import Command, runner
 
 TINY = (
     *("model.init_from=scratch", "model.n_layer=1", "model.n_head=2", "model.n_embd=32"),
@@ -24,32 +23,13 @@ TINY = (
 TEXT = "The bird sings a song. A student hears it, and writes it down. " * 60
 
 
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`command("train", "text", ...)` in an empty folder, in this process: importing torch costs 2 s each time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["linnet", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        captured = capfd.readouterr()
-        assert isinstance(code, int)
-        return Result(code, captured.out, captured.err)
-
-    return run
+    return runner(monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -217,16 +217,6 @@ class Layout:
             start -= 1
         return [*lead, *parts[start:]]
 
-    def continue_prompt(self, turns: Iterable[Turn], so_far: str) -> list[int]:
-        """The row in which the assistant goes on with `so_far`, a text that does not fit into a row any more.
-
-        `turns` are those before it: title and abstract of an article. The same composition as in training.
-        """
-        text = so_far.strip()
-        tail = self.tokenizer.encode_batch([" " + text])[0] if text else []
-        context = self.carry(self.parts(turns), ANSWERER)
-        return self.go_on(context, ANSWERER, tail, headings(text))
-
 
 SECTIONS = "\nsections:"
 _BEFORE = 16  # ids before a place by which it is known as the end of a sentence or not (`Dr.`)

@@ -15,7 +15,7 @@ from linnet.tokenizer import Tokenizer
 from linnet.turns.excerpt import excerpt
 from linnet.turns.layout import Layout, headings
 from linnet.turns.sentences import split_sentences
-from linnet.turns.template import PAPERS, SUMMARIES, Turn
+from linnet.turns.template import SUMMARIES, Turn
 
 
 def papers(first: dict[str, Any], **data: Any) -> RowFormat:
@@ -142,17 +142,13 @@ def test_a_further_window_lists_the_headings_and_repeats_the_text(
     assert found > len(plos)
 
 
-def test_generation_goes_on_from_the_rows_of_training(gpt2: Tokenizer, plos: list[dict[str, Any]]) -> None:
+def test_what_the_windows_learn_is_the_article(gpt2: Tokenizer, plos: list[dict[str, Any]]) -> None:
     row = papers(plos[0])
-    layout = Layout(PAPERS, gpt2, size=1025)
     for values in plos[:4]:
         turns = row.parse(values)
         [encoded] = Encoder(row, gpt2, size=1025)([turns])
         so_far = ""
         for window in encoded.windows:
-            if so_far:
-                read = window.ids[window.learn == 0].tolist()
-                assert layout.continue_prompt(turns[:-1], so_far) == read
             so_far += gpt2.decode(window.ids[window.learn == 1].tolist())
         assert so_far.strip() == turns[-1].text
 

@@ -4,19 +4,16 @@ import json
 import math
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from linnet import cli
 from linnet.data.store import Store
+from tests.commands import Command, runner
 from tests.warm import Warm
 
 TINY = (
@@ -36,20 +33,6 @@ PROMISED = {"loss", "perplexity", "bits_per_byte", "tokens", "learned_tokens", "
 
 def question(number: int) -> dict[str, str]:
     return {"question": f"What is {number} + 2?", "answer": f"It is {number + 2}.\n#### {number + 2}"}
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +68,7 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["linnet", "eval", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        captured = capfd.readouterr()
-        assert isinstance(code, int)
-        return Result(code, captured.out, captured.err)
-
-    return run
+    return runner(monkeypatch, capfd, "eval")
 
 
 def store_of(folder: Path, name: str) -> Store:
@@ -135,7 +109,7 @@ def last_validation_loss(folder: Path, name: str) -> float:
 
 @pytest.mark.parametrize("name", ["bpe", "char", "math"])
 def test_the_runs_own_split_has_the_loss_of_transformers(command: Command, folder: Path, name: str) -> None:
-    report = command(f"runs/{name}", "--json", "--generate", "0").json()
+    report = command(f"runs/{name}", "--json", "--generate", "0").report
     assert report["loss"] == pytest.approx(
         theirs(folder / "runs" / name / "model", store_of(folder, name)), abs=1e-4
     )
@@ -150,7 +124,7 @@ def test_the_runs_own_split_has_the_loss_of_transformers(command: Command, folde
 @pytest.mark.parametrize("stride", [None, 5])
 def test_text_is_read_in_windows_that_overlap(command: Command, folder: Path, stride: int | None) -> None:
     words = [] if stride is None else ["--stride", str(stride)]
-    report = command("runs/text", "--json", *words).json()
+    report = command("runs/text", "--json", *words).report
     held_out = store_of(folder, "text")
     expected = theirs(folder / "runs/text/model", held_out, window=32, stride=stride or 16)
     assert report["loss"] == pytest.approx(expected, abs=1e-4)
@@ -159,7 +133,7 @@ def test_text_is_read_in_windows_that_overlap(command: Command, folder: Path, st
 
 
 def test_answers_are_written_and_judged(command: Command, folder: Path) -> None:
-    report = command("runs/math", "--json", "--generate", "3", "--max-new-tokens", "12").json()
+    report = command("runs/math", "--json", "--generate", "3", "--max-new-tokens", "12").report
     assert report["answers"] == 3
     assert report["ended_share"] in (0, 1 / 3, 2 / 3, 1)
     assert report["exact_match"] in (0, 1 / 3, 2 / 3, 1)
@@ -170,17 +144,17 @@ def test_answers_are_written_and_judged(command: Command, folder: Path) -> None:
     assert report["bytes"] == pytest.approx(mean * rows, rel=0.05)
     both = command(
         "runs/math", "--json", "--generate", "2", "--max-new-tokens", "5", "--metric", "rouge"
-    ).json()
+    ).report
     assert "rougeL" in both
     assert "exact_match" not in both
 
 
 def test_any_file_in_the_runs_own_format(command: Command) -> None:
-    report = command("runs/bpe", "--data", "other.txt", "--json").json()
+    report = command("runs/bpe", "--data", "other.txt", "--json").report
     assert report["split"] == "all"
     assert report["format"] == "lines"
     assert report["bytes"] == sum(len(line) for line in LINES[::-7])
-    as_text = command("runs/bpe", "--data", "other.txt", "--format", "text", "--json").json()
+    as_text = command("runs/bpe", "--data", "other.txt", "--format", "text", "--json").report
     assert as_text["bytes"] == sum(len(line) + 1 for line in LINES[::-7])
     assert as_text["format"] == "text"
 
@@ -191,12 +165,12 @@ def test_columns_can_be_named(command: Command, folder: Path) -> None:
     assert failed.code == 1
     assert "ask" in failed.err
     named = ("data.columns.question=ask", "data.columns.answer=say")
-    report = command("runs/math", "--data", "odd.jsonl", "--json", "--generate", "0", *named).json()
+    report = command("runs/math", "--data", "odd.jsonl", "--json", "--generate", "0", *named).report
     assert report["bytes"] == 6  # " 2" three times
 
 
 def test_several_models_side_by_side(command: Command) -> None:
-    both = command("runs/bpe", "runs/char", "--json").json()["models"]
+    both = command("runs/bpe", "runs/char", "--json").report["models"]
     assert [report["model"] for report in both] == ["runs/bpe", "runs/char"]
     bpe, char = both
     assert bpe["bytes"] == char["bytes"]  # the same rows, whatever the tokenizer
@@ -217,10 +191,10 @@ def test_a_model_that_is_no_run_is_measured_as_the_run_beside_it(command: Comman
     copy.mkdir()
     for path in (folder / "runs/char/model").iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    run, other = command("runs/bpe", "copy", "--json").json()["models"]
+    run, other = command("runs/bpe", "copy", "--json").report["models"]
     assert other["data"] == run["data"]
     assert other["bytes"] == run["bytes"]
-    assert other["loss"] == pytest.approx(command("runs/char", "--json").json()["loss"], abs=1e-5)
+    assert other["loss"] == pytest.approx(command("runs/char", "--json").report["loss"], abs=1e-5)
     alone = command("copy", "--json")
     assert alone.code == 1
     assert "add --data" in alone.err
@@ -229,17 +203,17 @@ def test_a_model_that_is_no_run_is_measured_as_the_run_beside_it(command: Comman
 def test_different_data_are_said(command: Command) -> None:
     result = command("runs/bpe", "runs/text", "--json", "--limit-tokens", "100")
     assert "different data" in result.err
-    assert all(report["tokens"] <= 100 for report in result.json()["models"])
+    assert all(report["tokens"] <= 100 for report in result.report["models"])
 
 
 def test_the_data_of_the_training_or_none(command: Command, folder: Path) -> None:
     """Prepared data count as they are; where they are gone they are made again, from the same files alone."""
-    before = command("runs/bpe", "--json").json()
+    before = command("runs/bpe", "--json").report
     (folder / "lines.txt").rename(folder / "hidden.txt")
-    assert command("runs/bpe", "--json").json() == before
+    assert command("runs/bpe", "--json").report == before
     (folder / "hidden.txt").rename(folder / "lines.txt")
     (folder / "prepared").rename(folder / "away")
-    assert command("runs/bpe", "--json").json() == before
+    assert command("runs/bpe", "--json").report == before
     shutil.rmtree(folder / "prepared")
     (folder / "lines.txt").rename(folder / "kept.txt")
     missing = command("runs/bpe", "--json")
@@ -250,14 +224,14 @@ def test_the_data_of_the_training_or_none(command: Command, folder: Path) -> Non
     (folder / "kept.txt").replace(folder / "lines.txt")
     assert changed.code == 1
     assert "have changed since its training" in changed.err
-    assert command("runs/bpe", "--json").json() == before
+    assert command("runs/bpe", "--json").report == before
 
 
 def test_a_run_without_held_out_text(command: Command) -> None:
     result = command("runs/all")
     assert result.code == 1
     assert "has no held-out split: add --data SOURCE" in result.err
-    assert command("runs/all", "--data", "other.txt", "--json").json()["tokens"] > 0
+    assert command("runs/all", "--data", "other.txt", "--json").report["tokens"] > 0
 
 
 def no_tokenizer(folder: Path) -> str:

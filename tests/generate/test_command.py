@@ -1,34 +1,23 @@
 """`linnet generate` with a model that was trained on turns."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import linnet
-from linnet import cli
 from linnet.generate.engine import Model
 from linnet.model.pretrained import save_model
 from linnet.turns.template import CHAT, PAPERS, Template
+from tests.commands import Command, runner
 from tests.generate.networks import scripted, shift
 from tests.model.examples import tiny, tokenizer
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["linnet", "generate", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return runner(monkeypatch, capfd, "generate")
 
 
 def saved(folder: Path, model: Model) -> str:

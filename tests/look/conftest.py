@@ -1,14 +1,13 @@
 """`linnet inspect` as it is typed, and a file of questions with all that can be wrong."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
-from linnet import cli
-from tests.look.rows import Command, Result, question, write_rows
+from tests.commands import Command, runner
+from tests.look.rows import question, write_rows
 
 
 @pytest.fixture
@@ -17,15 +16,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["linnet", "inspect", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, captured.out, captured.err)
-
-    return run
+    return runner(monkeypatch, capfd, "inspect")
 
 
 @pytest.fixture

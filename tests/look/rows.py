@@ -1,29 +1,11 @@
 """Rows to inspect, and what the command answers."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 TINY = ("model.init_from=scratch", "tokenizer.name=bpe", "tokenizer.vocab_size=300")
 THINGS = ["apples", "pears", "plums", "grapes", "cherries", "lemons", "limes", "figs", "dates", "nuts"]
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def report(self) -> dict[str, Any]:
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
-
-
-Command = Callable[..., Result]
 
 
 def question(number: int) -> dict[str, str]:

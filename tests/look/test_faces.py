@@ -18,7 +18,8 @@ from linnet.look.counts import lengths_of
 from linnet.look.first import decode
 from linnet.look.terminal import print_report
 from linnet.tokenizer import train_bpe
-from tests.look.rows import TINY, Command, question, write_rows
+from tests.commands import Command
+from tests.look.rows import TINY, question, write_rows
 
 HOSTILE = '<script>alert("x")</script><img src=http://example.com/a.png> {{ 7 * 7 }} \x1b[31m & \u202e'
 

@@ -14,7 +14,8 @@ import pytest
 
 from linnet.look.linefacts import judge_lines
 from linnet.tokenizer import END_OF_TEXT
-from tests.look.rows import TINY, Command, question, write_rows
+from tests.commands import Command
+from tests.look.rows import TINY, question, write_rows
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, you."}]}
 PAPER = {"title": "Sleep", "abstract": "We slept.", "article": "Introduction\nSleep is good. " * 9}

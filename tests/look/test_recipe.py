@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.look.rows import TINY, Command, question, write_rows
+from tests.commands import Command
+from tests.look.rows import TINY, question, write_rows
 
 PROMISED = [
     "rows",

@@ -48,8 +48,8 @@ class _Decompressor(Protocol):
     def unused_data(self) -> bytes: ...
 
 
-def _ignore(_: object) -> None:
-    pass
+def ignore(_: object) -> None:
+    """The observer, or listener, of whoever has none."""
 
 
 def is_compressed(path: Path) -> bool:
@@ -62,7 +62,7 @@ def unpack_command(path: Path) -> str:
 
 
 def read_blocks(
-    path: Path, *, start: int = 0, stop: int | None = None, observe: Callable[[bytes], None] = _ignore
+    path: Path, *, start: int = 0, stop: int | None = None, observe: Callable[[bytes], None] = ignore
 ) -> Iterator[bytes]:
     """Bytes `start` to `stop` (the end) of a file's content, in blocks of about 256 KB.
 
@@ -88,7 +88,7 @@ def read_blocks(
         raise _shorter(path)
 
 
-def content_size(path: Path, *, observe: Callable[[bytes], None] = _ignore) -> int:
+def content_size(path: Path, *, observe: Callable[[bytes], None] = ignore) -> int:
     """Bytes of a file's content; a packed one is read through. Same errors as `read_blocks`."""
     if not is_compressed(path):
         return path.stat().st_size

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from linnet.data.rows import BadRecord
+
 LONGEST_LINE = 16 << 20  # bytes; longer is surely no row. Must be at least a block.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -75,6 +77,22 @@ class Lines:
         yield Chunk(data, self.line, self.byte)
         self.byte += size
         self.line += 1 if data is None else data.count(b"\n")
+
+
+def row_chunks(lines: Lines) -> Iterator[BadRecord | tuple[bytes, list[bytes], int, int]]:
+    """Of each chunk its bytes, its lines, number and place of the first; a line that is too long is a bad record.
+
+    Chunks of white space are counted and left out.
+    """
+    for data, line, byte in lines:
+        if data is None:
+            yield BadRecord(too_long(), line, byte)
+            continue
+        rows = split_lines(data)
+        if data.isspace():
+            lines.empty += len(rows)
+        else:
+            yield data, rows, line, byte
 
 
 def split_lines(data: bytes) -> list[bytes]:

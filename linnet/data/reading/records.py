@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from linnet.data.reading.compressed import Damaged, is_compressed, read_blocks
 from linnet.data.reading.json_rows import JsonRows, jsonl_rows
-from linnet.data.reading.lines import Lines, split_lines, texts_of, too_long
+from linnet.data.reading.lines import Lines, row_chunks, texts_of
 from linnet.data.reading.tables import csv_rows, parquet_groups, parquet_rows
 from linnet.data.reading.text import SAMPLE, refuse_other_encodings, why_not_text
 from linnet.data.rows import BadRecord, Record
@@ -156,14 +156,11 @@ class RecordReader:
 def _text_rows(lines: Lines) -> Iterator[Record | BadRecord]:
     """Each line is a row with one column, "text"."""
     new = tuple.__new__  # four times as fast as Record(...)
-    for data, line, byte in lines:
-        if data is None:
-            yield BadRecord(too_long(), line, byte)
+    for chunk in row_chunks(lines):
+        if isinstance(chunk, BadRecord):
+            yield chunk
             continue
-        rows = split_lines(data)
-        if data.isspace():
-            lines.empty += len(rows)
-            continue
+        data, rows, line, byte = chunk
         texts: Sequence[str | None] | None = texts_of(data, rows)
         if texts is None:
             texts = [_text_of(row) for row in rows]

@@ -14,21 +14,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from linnet.data.reading.compressed import Damaged, content_size, is_compressed, read_blocks
+from linnet.data.reading.compressed import Damaged, ignore, is_compressed, read_blocks
 from linnet.data.reading.encoding import guess_utf16
-from linnet.data.reading.text import HEAD, character_boundary, read_text
+from linnet.data.reading.text import HEAD
 from linnet.data.store import KIND
 from linnet.errors import LinnetError
 
-__all__ = ["character_boundary", "content_size", "find_files", "read_text"]
-
-
-def _ignore(_: object) -> None:
-    pass
-
 
 def find_files(
-    source: str | list[str], *, key: str = "data.source", say: Callable[[str], None] = _ignore
+    source: str | list[str], *, key: str = "data.source", say: Callable[[str], None] = ignore
 ) -> list[Path]:
     """The files that a source names: a file, a folder (with all below it), a glob, or a list of these.
 

@@ -13,16 +13,12 @@ from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from linnet.data.reading.compressed import is_compressed, read_blocks, unpack_command
+from linnet.data.reading.compressed import ignore, is_compressed, read_blocks, unpack_command
 from linnet.data.reading.encoding import guess_encoding, guess_utf16
 from linnet.errors import LinnetError
 
 HEAD = 8192  # bytes by which UTF-16 is recognised
 SAMPLE = 1 << 16  # bytes by which a file's encoding is judged
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 def character_boundary(path: Path, offset: int) -> int:
@@ -40,7 +36,7 @@ def character_boundary(path: Path, offset: int) -> int:
 
 
 def read_text(
-    path: Path, *, start: int = 0, stop: int | None = None, observe: Callable[[bytes], None] = _ignore
+    path: Path, *, start: int = 0, stop: int | None = None, observe: Callable[[bytes], None] = ignore
 ) -> Iterator[str]:
     """The text in bytes `start` to `stop` (the end) of a file's content, in strings of about 256 KB.
 

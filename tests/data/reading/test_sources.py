@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linnet.data.reading import compressed
+from linnet.data.reading.compressed import content_size
 from linnet.data.reading.encoding import guess_encoding
-from linnet.data.reading.sources import character_boundary, content_size, find_files, read_text
+from linnet.data.reading.sources import find_files
+from linnet.data.reading.text import character_boundary, read_text
 from linnet.errors import LinnetError
 
 WILD = Path(__file__).parents[4] / "shared" / "data" / "wild" / "encodings"
