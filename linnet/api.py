@@ -2,7 +2,7 @@
 
 What   `run = linnet.train("lines", data={"source": "data.txt"})`, `model = linnet.load("runs/lines")`.
 Why    Notebooks and other programs need what the commands do, with the same keys.
-How    `train` opens a session (`linnet.session`) and hands it to the loop (`linnet.training.loop`):
+How    `train` opens a session (`linnet.opening`) and hands it to the loop (`linnet.training.loop`):
        cli.train -> api.train -> loop.train -> backward().
 """
 
@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from linnet import files, session
+from linnet import files, opening
 from linnet.device import choose_device
 from linnet.errors import UsageError
 from linnet.generate.engine import Model
+from linnet.mirror import Mirror, restore
 from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model
@@ -65,6 +66,7 @@ def train(
     track: Part | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
+    mirror: str | Path | None = None,
     only: Literal["train", "dry-run", "profile"] = "train",
 ) -> Run:
     """Train a model, or go on where the run stopped.
@@ -75,6 +77,8 @@ def train(
         data, tokenizer, model, train, sample, track: keys of the recipe's parts, {"steps": 200}.
         overrides: the same as `KEY=VALUE` strings.
         accept_changes: go on although data, tokenizer or recipe have changed.
+        mirror: a folder, say of a mounted drive, that gets a copy of each checkpoint; a run that is further there goes
+            on from there.
         only: "dry-run" shows the settings and the first batch; "profile" where a step's time goes.
 
     Raises:
@@ -90,7 +94,7 @@ def train(
         "track": track,
     }
     given = flatten({key: part for key, part in parts.items() if part is not None})
-    request = session.Request(recipe, parse_overrides(given) | parse_overrides(overrides))
+    request = opening.Request(recipe, parse_overrides(given) | parse_overrides(overrides))
     name = read_recipe_values(recipe)["name"]
     folder = RunFolder(Path("runs") / name if run == "auto" else Path(run))
     if only != "train":
@@ -98,15 +102,18 @@ def train(
 
     stop = StopSignals()
     with files.Lock(folder.lock):
-        checkpoint = session.newest_checkpoint(folder, request=request, say=print)
-        if checkpoint is not None and session.is_done(request, checkpoint):
+        if mirror is not None:
+            restore(folder.root, Path(mirror), say=print)
+        checkpoint = opening.newest_checkpoint(folder, request=request, say=print)
+        if checkpoint is not None and opening.is_done(request, checkpoint):
             show_finished(folder, checkpoint)
             return Run(folder.root)
-        ready = session.open_session(
+        ready = opening.open_session(
             request,
             folder=folder,
             checkpoint=checkpoint,
             accept_changes=accept_changes,
+            mirror=None if mirror is None else Mirror(folder.root, Path(mirror), say=print),
             check_stop=stop.check,
             say=print,
         )
@@ -151,10 +158,16 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
     return Model(network, load_tokenizer(str(folder)), template=template, reads=reads)
 
 
-def _look_only(request: session.Request, *, folder: RunFolder, only: str) -> Run:
+def _look_only(request: opening.Request, *, folder: RunFolder, only: str) -> Run:
     """--dry-run and --profile: what a training would do; the run's folder is neither made nor changed."""
-    ready = session.open_session(
-        request, folder=folder, checkpoint=None, accept_changes=False, check_stop=lambda: None, say=print
+    ready = opening.open_session(
+        request,
+        folder=folder,
+        checkpoint=None,
+        accept_changes=False,
+        mirror=None,
+        check_stop=lambda: None,
+        say=print,
     )
     show_plan(ready, goes_on=False)
     if only == "dry-run":

@@ -2,16 +2,13 @@
 
 What   `linnet VERB ...`. A verb's docstring is its help text.
 Why    `linnet --help` must answer at once: a stage, and torch with it, is imported only when its verb is called.
-How    Errors that speak to the user (`linnet.errors`) become one line on stderr and their exit code.
+How    A function checks how its options fit together and prints; the work is done below. `linnet.__main__` turns errors
+       into a line and an exit code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from linnet.errors import LinnetError, OutOfMemoryError, Stopped, UsageError
+from linnet.errors import LinnetError, UsageError
 
 app = typer.Typer(
     help="GPT-2 models out of your text, on the machine you have.",
@@ -104,6 +101,9 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on although data, tokenizer or recipe have changed.")
     ] = False,
+    mirror: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy each checkpoint to a second place as well.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the settings and the first batch, then stop.")
     ] = False,
@@ -123,6 +123,7 @@ def train(
         run=run,
         overrides=overrides or [],
         accept_changes=accept_changes,
+        mirror=mirror,
         only="dry-run" if dry_run else "profile" if profile else "train",
     )
 
@@ -285,50 +286,3 @@ def _read_stdin() -> str:
         raise LinnetError(
             f"The prompt on stdin is not UTF-8 (byte {error.start}); convert it first."
         ) from error
-
-
-def main() -> None:
-    """Run the command line and exit with the code that `linnet.errors` promises."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # A model writes characters that not every terminal knows.
-    try:
-        code = app(standalone_mode=False) or 0
-        if code == 130:  # Ctrl-C outside of a training, as this typer reports it
-            _fail("stopped; the same command goes on", code)
-    except (LinnetError, Stopped) as error:
-        code = _fail(str(error), error.exit_code)
-    except typer.Abort:  # Ctrl-C outside of a training: nothing is to be saved.
-        code = _fail("stopped; the same command goes on", 130)
-    except BrokenPipeError:  # The reader of `linnet ... | head` has gone.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except (MemoryError, OSError, RuntimeError) as error:
-        code = _fail_on_machine(error)
-    except Exception as error:
-        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
-            raise
-        error.show()  # A usage error of the command line itself.
-        code = error.exit_code
-    sys.exit(code)
-
-
-def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):
-        print(f"linnet: {message}", file=sys.stderr)
-    return code
-
-
-def _fail_on_machine(error: MemoryError | OSError | RuntimeError) -> int:
-    """Memory and disk: what the machine refused, in one sentence. Anything else is a bug and keeps its traceback."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        advice = "set a smaller train.micro_batch_size or train.block_size, or take a smaller model"
-        return _fail(
-            f"The memory does not suffice ({text.splitlines()[0][:120] if text else 'malloc'}); {advice}.",
-            OutOfMemoryError.exit_code,
-        )
-    if isinstance(error, OSError) and error.filename is not None:
-        code = 4 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else 1
-        return _fail(f"{error.filename}: {error.strerror}; check the path and its rights.", code)
-    raise error

@@ -1,6 +1,6 @@
 """Errors that speak to the user: one sentence that says what, where, and what to do.
 
-`cli.main` prints the message without a traceback and exits with `exit_code`. From Python they are
+`linnet.__main__.main` prints the message without a traceback and exits with `exit_code`. From Python they are
 ordinary exceptions; all but `Stopped` are ValueErrors.
 """
 

@@ -1,7 +1,7 @@
 """`linnet prepare`, and what a training needs before it has a network: initial weights found, data prepared.
 
 Why    Preparing needs no torch, whose import takes 2 s, as long as tokenizing 100 MB does.
-How    `linnet.setup` and `linnet.session` go on from here.
+How    `linnet.setup` and `linnet.opening` go on from here.
 """
 
 from __future__ import annotations

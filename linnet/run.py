@@ -83,7 +83,13 @@ class RunFolder:
         files.write_file(self.recipe, [dump_recipe(recipe).encode()])
 
     def write_environment(
-        self, plan: Plan, *, parent: Mapping[str, Any], changes: list[Change], step: int
+        self,
+        plan: Plan,
+        *,
+        parent: Mapping[str, Any],
+        data: Mapping[str, Any],
+        changes: list[Change],
+        step: int,
     ) -> None:
         """Add this start to environment.json: machine, what "auto" became and why, command, changes."""
         starts: list[Any] = []
@@ -100,7 +106,7 @@ class RunFolder:
             "choices": {key: {"value": c.value, "reason": c.reason} for key, c in plan.choices.items()},
             "changes": [vars(change) for change in changes],
         }
-        files.write_json(self.environment, {"parent": dict(parent), "starts": [*starts, start]})
+        files.write_json(self.environment, {"parent": dict(parent), "data": data, "starts": [*starts, start]})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Why    Between the recipe's words and the stages' arguments lie decisions that belong to neither: whose tokenizer, which
        folder, whose shape.
-How    One function for each decision; `linnet.session` calls them in order.
+How    One function for each decision; `linnet.opening` calls them in order.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from linnet import cli
+from linnet import __main__ as command_line
 
 
 class Result(NamedTuple):
@@ -33,7 +33,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *
     def run(*words: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["linnet", *first, *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            command_line.main()
         code = ended.value.code
         captured = capfd.readouterr()
         assert isinstance(code, int)

@@ -33,7 +33,7 @@ def linnet(
     *words: str, home: Path, endpoint: str, largest_file: int | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command."""
-    code = "from linnet.cli import main; main()"
+    code = "from linnet.__main__ import main; main()"
     if largest_file is not None:
         code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); {code}"
     return run_python(code, *words, home=home, endpoint=endpoint, **env)

@@ -9,7 +9,7 @@ import pytest
 from tests import hub_repositories as repositories
 from tests.loopback_hub import LoopbackHub, run_python
 
-CLI = "from linnet.cli import main; main()"
+CLI = "from linnet.__main__ import main; main()"
 MOVED = {"scientific_papers": "armanc/scientific_papers"}
 # Recipe -> what has to be given, and the data set that it names.
 RECIPES = {

@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": SHARED,
     "generate": SHARED,
     "evaluate": SHARED | {"data", "generate"},
+    "export": SHARED,
+    "mirror": BASE | {"training"},
     "run": SHARED | {"training"},
 }
 COMPOSERS = {
@@ -34,6 +36,7 @@ COMPOSERS = {
     "__main__",
     "cli",
     "api",
+    "opening",
     "session",
     "setup",
     "show",

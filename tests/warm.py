@@ -1,7 +1,7 @@
 """`linnet` commands in processes that start in milliseconds, and die at a chosen place.
 
 Why: a test that kills a training 200 times cannot pay 3 s of imports for each. One process imports everything
-once and forks for each command; what runs in the fork is `linnet.cli.main` and nothing else, in its own
+once and forks for each command; what runs in the fork is `linnet.__main__.main` and nothing else, in its own
 process, with its own exit code. (Forking pytest itself does not work: torch refuses a backward pass in
 the fork of a process that has done one.)
 
@@ -122,7 +122,7 @@ def child(question: dict[str, Any]) -> int:
         # Tests that a shell started in the background inherit that Ctrl-C is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         install(**question["faults"])
-        from linnet.cli import main
+        from linnet.__main__ import main
 
         main()
     except SystemExit as error:
@@ -148,7 +148,7 @@ def install(
     """Make this process send `signals` to itself at the `count`-th passing of `point`."""
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    from linnet import api, session
+    from linnet import api, opening, session
     from linnet.generate.engine import Model, Writing
     from linnet.training import optim
 
@@ -179,14 +179,14 @@ def install(
     if point == "operation":
         strike_in_save(strike, save=save, count=count)
     elif point == "step":
-        make = session.make_optimizer
+        make = opening.make_optimizer
 
         def wrapped(*arguments: Any, **named: Any) -> optim.Optimizer:
             optimizer = make(*arguments, **named)
             optimizer.step = around(optimizer.step)  # type: ignore[method-assign]
             return optimizer
 
-        session.make_optimizer = wrapped
+        opening.make_optimizer = wrapped
     elif point:
         module, name = places[point]
         setattr(module, name, around(getattr(module, name)))

@@ -86,6 +86,22 @@ class Store:
         """Most pairs of one example."""
         return int(np.diff(self.examples).max(initial=1)) - 1
 
+    def facts(self) -> dict[str, Any]:
+        """What a run keeps of its data, for report and card: sources, counts of both parts, what was left out."""
+        keys = (
+            "format",
+            "vocab_size",
+            "sources",
+            "counts",
+            "dropped",
+            "changed",
+            "quarantined",
+            "fingerprint",
+        )
+        facts = {key: self.manifest[key] for key in keys}
+        held_out = self.validation.manifest["counts"] if self.validation else None
+        return {"folder": str(self.folder), **facts, "held_out_counts": held_out}
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         here = self.folder / "tokenizer"

@@ -9,7 +9,7 @@ from tests import hub_repositories as repositories
 from tests.look.rows import question, write_rows
 from tests.loopback_hub import LoopbackHub, run_python
 
-CLI = "from linnet.cli import main; main()"
+CLI = "from linnet.__main__ import main; main()"
 
 
 @pytest.mark.slow
