@@ -79,16 +79,20 @@ class Writer:
             os.close(self._descriptor)
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write a file whole: `path` has its old bytes or the new ones, never a part. Returns the sha256."""
+def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> str:
+    """Write a file whole: `path` has its old bytes or the new ones, never a part. Returns the sha256.
+
+    `durable`: synced; what is drawn anew again and again need not be.
+    """
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        with Writer(beside) as out:
+        with Writer(beside, durable=durable) as out:
             for chunk in chunks:
                 out.write(chunk)
         with disk_errors(path, needed=out.bytes):
             operations.rename(beside, path)
-            operations.sync(path.parent)
+            if durable:
+                operations.sync(path.parent)
     except Exception:
         with suppress(OSError):
             operations.unlink(beside)

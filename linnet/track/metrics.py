@@ -110,9 +110,15 @@ def read_rows(path: Path) -> list[Row]:
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a `metrics.jsonl`; a number that was not finite comes back as NaN."""
+    return scan_metrics(path)[0]
+
+
+def scan_metrics(path: Path) -> tuple[list[Row], list[int]]:
+    """As `read_metrics`, with the numbers (from 1) of damaged lines."""
+    rows, damaged = scan(path)
     return [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in read_rows(path)
-    ]
+        {key: math.nan if value is None else value for key, value in row.items()} for row in rows
+    ], damaged
 
 
 def scan(path: Path) -> tuple[list[Row], list[int]]:
