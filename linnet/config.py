@@ -17,6 +17,7 @@ Auto = Literal["auto"]
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 DataFormat = Literal["text", "lines", "instruct", "chat", "papers"]
+SINKS = ("tensorboard", "wandb", "trackio")
 
 
 class Part(BaseModel):
@@ -194,7 +195,9 @@ class SampleConfig(Part):
 
 class TrackConfig(Part):
     sinks: list[str] = []
-    """Places beside metrics.jsonl that receive the metrics; none yet."""
+    """Places beside metrics.jsonl that receive the metrics: `tensorboard`, `wandb`, `trackio`. Needs linnet[track]."""
+    wait: float = Field(default=10.0, ge=0)
+    """Most seconds that the end of a training waits for them."""
 
 
 class Recipe(Part):

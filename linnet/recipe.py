@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from linnet.config import FORMAT_VERSION, Part, Recipe
+from linnet.config import FORMAT_VERSION, SINKS, Part, Recipe
 from linnet.errors import LinnetError, UsageError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -163,8 +163,11 @@ def _check_together(recipe: Recipe) -> None:
         )
     if isinstance(model.n_positions, int) and model.n_positions < 1:
         raise UsageError(f"model.n_positions={model.n_positions} must be at least 1.")
-    if recipe.track.sinks:
-        raise UsageError("track.sinks does nothing in this version of Linnet; leave it out.")
+    for sink in recipe.track.sinks:
+        if sink not in SINKS:
+            near = difflib.get_close_matches(sink, SINKS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SINKS)}."
+            raise UsageError(f"track.sinks: there is no sink named {sink}; {hint}")
     positions, block = model.n_positions, train.block_size
     if model.init_from == "scratch" and positions != "auto" and block != "auto" and block > positions:
         raise UsageError(

@@ -33,6 +33,7 @@ FREE_TO_CHANGE = {
     "train.eval_every",
     "train.save_every",
     "track.sinks",
+    "track.wait",
 }
 LENGTH = {"train.steps", "train.epochs"}
 

@@ -109,7 +109,11 @@ class Session:
         )
         if self.recipe.track.sinks:
             self._sinks = Sinks(
-                self.folder.root, names=self.recipe.track.sinks, step=self.state.step, say=self.progress.say
+                self.folder.root,
+                names=self.recipe.track.sinks,
+                step=self.state.step,
+                say=self.progress.say,
+                wait_s=self.recipe.track.wait,
             )
 
     def close(self) -> None:

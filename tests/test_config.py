@@ -67,7 +67,8 @@ def test_a_value_is_read_as_toml_if_that_fits_else_as_text(override: str, key: s
         (["train.seed=99999999999999999999999"], ["train.seed"]),
         (["name=other"], ["name", "--run"]),
         (["format_version=7"], ["format_version"]),
-        (["track.sinks=wandb"], ["track.sinks", "does nothing"]),
+        (['track.sinks=["tensorbord"]'], ["track.sinks", "tensorbord", "did you mean tensorboard?"]),
+        (["track.sinks=mlflow"], ["track.sinks", "mlflow", "tensorboard, wandb, trackio"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_the_way_out(overrides: list[str], words: list[str]) -> None:
