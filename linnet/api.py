@@ -21,7 +21,7 @@ from linnet import files, opening
 from linnet.device import choose_device
 from linnet.errors import UsageError
 from linnet.generate.engine import Model
-from linnet.mirror import Mirror, restore
+from linnet.mirror import Mirror, complete, restore
 from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model
@@ -103,10 +103,12 @@ def train(
     stop = StopSignals()
     with files.Lock(folder.lock):
         if mirror is not None:
-            restore(folder.root, Path(mirror), say=print)
+            restore(folder.root, Path(mirror), recipe=name, say=print)
         checkpoint = opening.newest_checkpoint(folder, request=request, say=print)
         if checkpoint is not None and opening.is_done(request, checkpoint):
             show_finished(folder, checkpoint)
+            if mirror is not None:
+                complete(folder.root, Path(mirror), step=checkpoint.step, say=print)
             return Run(folder.root)
         ready = opening.open_session(
             request,

@@ -17,7 +17,7 @@ from linnet import files
 from linnet.config import Recipe
 from linnet.data.store import Store
 from linnet.errors import LinnetError
-from linnet.mirror import Mirror
+from linnet.mirror import Mirror, unpack
 from linnet.model.gpt2 import GPT2Config
 from linnet.model.pretrained import read_config
 from linnet.preparing import SCRATCH, initial_model, prepare_store
@@ -65,7 +65,11 @@ def newest_checkpoint(
             f"--run runs/{name}-2"
         )
     files.repair_folder(folder.model)
-    return load_newest(folder.checkpoints, say=say)
+    files.remove_leftovers(folder.root)
+    checkpoint = load_newest(folder.checkpoints, say=say)
+    if checkpoint is not None:
+        unpack(folder.root, checkpoint.path)
+    return checkpoint
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:

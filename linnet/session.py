@@ -19,7 +19,7 @@ from linnet.config import Recipe
 from linnet.data.batches import Batches, validation_batches
 from linnet.data.formats import template_of
 from linnet.data.store import Store
-from linnet.errors import LinnetError
+from linnet.errors import LinnetError, Stopped
 from linnet.evaluate.loss import held_out_loss
 from linnet.generate.engine import Model
 from linnet.mirror import Mirror
@@ -76,6 +76,8 @@ class Session:
         self._failed: set[str] = set()  # what only shows the run, and could not
         self.template = template_of(recipe.data)
         self._writer = Model(self.model, self.tokenizer, template=self.template, reads=recipe.data.reads)
+        if mirror is not None:
+            mirror.say = self.progress.say
 
     @property
     def model(self) -> GPT2:
@@ -128,7 +130,8 @@ class Session:
         if self._sinks is not None:
             self._sinks.close()
         if self._mirror is not None:
-            self._mirror.close()
+            with self._harmless("The mirror"):
+                self._mirror.close(stopped=self._is_stopped)
 
     def evaluate(self) -> tuple[float, int] | None:
         """Held-out loss over at most `eval_tokens` tokens, always the same ones."""
@@ -186,6 +189,9 @@ class Session:
         self.progress.row(row)
         if "validation_loss" in row:
             self._redraw()
+        if self._mirror is not None:
+            with self._harmless("The mirror"):
+                self._mirror.look()
 
     def save(self, state: TrainState, is_best: bool) -> None:
         """A checkpoint; model/ too where this is the best, or where nothing tells which is.
@@ -222,10 +228,21 @@ class Session:
                 "finished": state.evaluated and is_finished(state, config=self.recipe.train, plan=self.plan),
             },
         )
-        if self._mirror is not None:
-            self._mirror.offer(state.step)
+        self._offer(state.step)
         prune(self.folder.checkpoints, newest=state.step, keep=self.recipe.train.keep, best_step=best_step)
         self._saved = (state.step, state.evaluated)
+
+    def _offer(self, step: int) -> None:
+        if self._mirror is not None:
+            with self._harmless("The mirror"):
+                self._mirror.offer(step)
+
+    def _is_stopped(self) -> bool:
+        try:
+            self._check_stop()
+        except Stopped:
+            return True
+        return False
 
     def _redraw(self) -> None:
         with self._harmless("report.html"):

@@ -11,21 +11,24 @@ How: `folder` is always the run's `checkpoints/`. In it, for each saved step:
                   state.json             what else the loop needs (plain JSON)
                   manifest.json          format version, step, size and sha256 of the others; written last
 
-Nothing here depends on device, precision or the number of ranks: tensors are stored as full CPU tensors.
+Nothing here depends on device, precision or the number of ranks: tensors are stored as full CPU tensors. torch is
+imported only to load one: the mirror's own process (linnet/mirror) lists and prunes without it.
 """
+
+from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from linnet import files
 from linnet.errors import DiskError, FormatVersionError, LinnetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -104,7 +107,7 @@ def load_newest(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | Non
     that is a LinnetError: to begin again silently would throw away the training. One of another format version is a
     FormatVersionError.
     """
-    _repair(folder)
+    repair(folder)
     steps = saved_steps(folder)
     problems: list[str] = []
     for step in reversed(steps):
@@ -134,6 +137,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     step = manifest["step"]
     if path.name != f"step-{step:08d}":
         raise LinnetError(f"{path} is damaged: it holds the checkpoint of step {step}.")
+    from safetensors.torch import load_file
+
     return Checkpoint(
         path=path,
         step=step,
@@ -149,7 +154,8 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d{8,})", name)))
 
 
-def _repair(folder: Path) -> None:
+def repair(folder: Path) -> None:
+    """Finish or undo what a crash cut off in `folder`."""
     for aside in sorted(folder.glob(".step-*.old")):
         files.repair_folder(folder / aside.name.removeprefix(".").removesuffix(".old"))
     files.remove_leftovers(folder)
