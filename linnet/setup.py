@@ -21,11 +21,12 @@ from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model
 from linnet.preparing import LARGEST_WINDOW, SCRATCH
+from linnet.track.lineage import origin_of
 from linnet.training.plan import Plan, choose_block_size, make_plan
 
 
 def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
-    """What the initial weights are, with their hash, for environment.json."""
+    """What the initial weights are, for environment.json: their hashes, and their own parents as far as known."""
     if initial is None:
         return {"init_from": SCRATCH}
     weights = sorted(initial.glob("*.safetensors"))
@@ -33,6 +34,7 @@ def parent_of(recipe: Recipe, *, initial: Path | None) -> dict[str, Any]:
         "init_from": recipe.model.init_from,
         "folder": str(initial),
         "sha256": {path.name: files.sha256_file(path) for path in weights},
+        **origin_of(initial),
     }
 
 

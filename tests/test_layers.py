@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": {"errors", "files", "hub"},
     "turns": {"errors", "tokenizer"},
     "model": BASE | {"tokenizer", "turns", "hub"},
-    "track": BASE,
+    "track": BASE | {"hub"},  # The card's metadata is written and read with the hub's own classes.
     "data": SHARED,
     "training": SHARED,
     "generate": SHARED,

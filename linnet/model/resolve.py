@@ -13,7 +13,7 @@ from linnet.hub import missing_tokenizer, snapshot
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # None of these can be code.
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "README.md")  # None of these can be code.
 
 
 def resolve_model(name: str | Path) -> Path:
