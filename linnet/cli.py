@@ -271,12 +271,15 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of runs.")] = Path("runs"),
     *,
     plot: Annotated[Path | None, typer.Option(help="Put all loss curves into this picture.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put curves and samples into this page.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a folder side by side."""
-    from linnet.track import runs as table
+    from linnet.track import table
 
-    table.show(folder, plot=plot, as_json=as_json)
+    table.show(folder, plot=plot, html=html, as_json=as_json)
 
 
 def _read_stdin() -> str:

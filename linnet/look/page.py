@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from linnet import files
 from linnet.look import words
 from linnet.look.report import Report
-from linnet.track.progress import printable
+from linnet.track.page import environment
 
 TEMPLATE = "inspect.html.j2"
 MOST_SHOWN = 6000  # characters of a segment
@@ -22,17 +20,8 @@ MOST_SHOWN = 6000  # characters of a segment
 
 def render_page(report: Report) -> str:
     """The HTML of a report."""
-    environment = Environment(
-        loader=PackageLoader("linnet"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters["number"] = words.number
-    environment.filters["excerpt"] = lambda text: words.excerpt(text, MOST_SHOWN)
-    return environment.get_template(TEMPLATE).render(report=report, words=words)
+    templates = environment(number=words.number, excerpt=lambda text: words.excerpt(text, MOST_SHOWN))
+    return templates.get_template(TEMPLATE).render(report=report, words=words)
 
 
 def write_page(path: Path, report: Report) -> None:

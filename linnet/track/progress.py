@@ -10,14 +10,15 @@ How:  whoever works calls `row` (or `update`) as often as it likes; drawing is l
 """
 
 import os
+import re
 import sys
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # Unicode's Cc, but for tab and newline
 DRAWS_PER_S = 10
 FIRST_LINES_S = 5.0  # in a log: not more often than this
 SLOWEST_LINES_S = 300.0  # and, however long it runs, not more seldom than this
@@ -234,7 +235,7 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """The text without control characters, line ends and tabs aside: a model may write escape codes that
     recolour or rename a terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "�" for c in text)
+    return _CONTROL.sub("�", text)
 
 
 def _smooth(mean: float | None, value: float) -> float:

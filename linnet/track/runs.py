@@ -1,9 +1,9 @@
-"""The runs of a folder side by side: what `linnet runs` prints.
+"""What a run folder tells: how far, how good, how fast, how large, and whether it still works.
 
-What: a row for each run folder: how far, how good, how fast, how large, and whether it still works.
+What: `summarize` makes a row of `linnet runs` of a folder, `find_runs` finds the folders.
 Why:  "which of these was the good one?" must be answered without opening ten files.
 How:  from the files alone, without torch, so that it answers at once and also while a run is training. A file
-      that is missing or broken costs its columns, never the table; what is wrong is said below it.
+      that is missing or broken costs its columns, never the row; what is wrong is in `problems`.
 """
 
 import json
@@ -13,19 +13,12 @@ import re
 import socket
 import sys
 import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from linnet.errors import LinnetError
-from linnet.track.metrics import Row, read_metrics, scan
-from linnet.track.progress import printable
+from linnet.track.metrics import Row, scan_metrics
 
 if sys.platform != "win32":
     import fcntl
@@ -33,9 +26,6 @@ if sys.platform != "win32":
 State = Literal["running", "finished", "early stop", "stopped", "new"]
 
 LAST_STEPS = 20  # rows over which the training loss is a mean: one step alone is mostly noise
-DROPPED_FIRST = ("recipe", "model/", "at step", "from", "time", "tokens/s")  # where the terminal is narrow
-GAP = 2  # spaces between columns
-COLOURS = {"running": "green", "stopped": "yellow", "new": "yellow"}
 
 
 @dataclass
@@ -57,6 +47,8 @@ class RunSummary:
     validation_loss: float | None = None
     """The best one."""
     best_step: int | None = None
+    tokens: int | None = None
+    """Real ones that were trained on so far."""
     tokens_per_s: float | None = None
     """All tokens over all training time."""
     time_s: float = 0.0
@@ -66,28 +58,6 @@ class RunSummary:
     """Of all files in model/."""
     problems: list[str] = field(default_factory=list)
     """What is wrong with the folder's files, a sentence each."""
-
-
-def show(folder: Path, *, plot: Path | None = None, as_json: bool = False) -> None:
-    """Print the runs in `folder` to stdout, as a table or as JSON, and draw their curves into `plot`.
-
-    Raises LinnetError where there are no runs, or nothing to draw.
-    """
-    folders = find_runs(folder)
-    runs = [summarize(path) for path in folders]
-    if as_json:
-        print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, allow_nan=False))
-    else:
-        print_table(runs)
-    if plot is not None:
-        from linnet.track.plots import plot_runs
-
-        rows = {
-            run.name: read_metrics(path / "metrics.jsonl") for run, path in zip(runs, folders, strict=True)
-        }
-        if plot_runs(rows, plot) is None:
-            raise LinnetError(f"There is nothing to draw: no run in {folder} has logged a step yet.")
-        print(f"The curves are in {plot}", file=sys.stderr)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -107,6 +77,14 @@ def find_runs(folder: Path) -> list[Path]:
 
 def summarize(folder: Path) -> RunSummary:
     """Read one run folder. Whatever is broken in it becomes an entry of `problems`."""
+    return load_run(folder)[0]
+
+
+def load_run(folder: Path, *, running: bool | None = None) -> tuple[RunSummary, list[Row]]:
+    """As `summarize`, with the rows of metrics.jsonl; NaN for a number that was not finite.
+
+    `running`: whether it trains; None looks at its lock. The training itself holds that until its very end.
+    """
     run = RunSummary(name=folder.resolve().name, path=str(folder))
     recipe = _read_recipe(folder, run)
     train, model = _part(recipe, "train"), _part(recipe, "model")
@@ -116,81 +94,10 @@ def summarize(folder: Path) -> RunSummary:
     rows = _read_rows(folder, run)
     _measure(run, rows)
     _weigh(folder / "model", run)
-    run.state = _state(folder, run, rows, patience=train.get("patience"))
-    return run
-
-
-def print_table(runs: Sequence[RunSummary], *, console: Console | None = None) -> None:
-    """The runs as a table that fits the terminal, then what is wrong with them.
-
-    A narrow terminal gets fewer columns, not narrower ones: half a number is worse than none.
-    """
-    if console is None:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    columns = _columns(runs)
-    for header in DROPPED_FIRST:
-        if sum(_width(name, cells) + GAP for name, cells in columns.items()) - GAP <= console.width:
-            break
-        columns.pop(header, None)
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for name in columns:
-        words = name in ("run", "recipe", "from", "state")
-        table.add_column(name, justify="left" if words else "right", no_wrap=name != "run", overflow="fold")
-    for row, run in enumerate(runs):
-        cells = [Text(cells[row]) for cells in columns.values()]
-        cells[list(columns).index("state")].stylize(COLOURS.get(run.state, ""))
-        table.add_row(*cells)
-    console.print(table)
-    for run in runs:
-        for problem in run.problems:
-            console.print(Text(printable(f"{run.name}: {problem}"), style="red"))
-
-
-def _columns(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
-    """Header -> a cell for each run. Columns that would be empty or say what another says are left out."""
-    columns: dict[str, list[str]] = {
-        "run": [printable(run.name) for run in runs],
-        "recipe": [printable(run.recipe or "") for run in runs],
-        "from": [printable(run.parent or "") for run in runs],
-        "state": [run.state for run in runs],
-        "steps": [
-            f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,}/{run.steps:,}"
-            for run in runs
-        ],
-        "loss": [_text(run.training_loss, ".3f") for run in runs],
-        "held-out": [_text(run.validation_loss, ".3f") for run in runs],
-        "at step": [_text(run.best_step, ",") for run in runs],
-        "tokens/s": [_text(run.tokens_per_s, ",.0f") for run in runs],
-        "time": [_clock(run.time_s) if run.time_s else "" for run in runs],
-        "size": ["" if run.parameters is None else _count(run.parameters) for run in runs],
-        "model/": ["" if run.model_bytes is None else f"{run.model_bytes / 1e6:,.1f} MB" for run in runs],
-    }
-    if columns["recipe"] == columns["run"]:
-        del columns["recipe"]
-    return {name: cells for name, cells in columns.items() if any(cells)}
-
-
-def _width(header: str, cells: Sequence[str]) -> int:
-    return max(cell_len(text) for text in (header, *cells))
-
-
-def _clock(seconds: float) -> str:
-    """3910.2 -> '1:05:10'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _text(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _count(number: int) -> str:
-    """124439808 -> '124M'."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size * 0.9995:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
+    run.state = _state(run, rows, patience=train.get("patience"))
+    if _is_running(folder / "lock") if running is None else running and run.state in ("new", "stopped"):
+        run.state = "running"
+    return run, rows
 
 
 def _is_run(folder: Path) -> bool:
@@ -237,8 +144,7 @@ def _planned_steps(folder: Path, run: RunSummary) -> int | None:
 def _read_rows(folder: Path, run: RunSummary) -> list[Row]:
     path = folder / "metrics.jsonl"
     try:
-        damaged = scan(path)[1]
-        rows = read_metrics(path)
+        rows, damaged = scan_metrics(path)
     except LinnetError as error:
         run.problems.append(str(error))
         return []
@@ -256,6 +162,7 @@ def _measure(run: RunSummary, rows: list[Row]) -> None:
         run.step = last["step"]
         run.time_s = _number(last.get("time_s")) or 0.0
         tokens = _number(last.get("tokens"))
+        run.tokens = None if tokens is None else int(tokens)
         run.tokens_per_s = tokens / run.time_s if tokens and run.time_s else None
         losses = [loss for row in steps[-LAST_STEPS:] if (loss := _number(row["loss"])) is not None]
         run.training_loss = sum(losses) / len(losses) if losses else None
@@ -300,9 +207,8 @@ def _parameters(path: Path) -> int:
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-def _state(folder: Path, run: RunSummary, rows: list[Row], *, patience: object) -> State:
-    if _is_running(folder / "lock"):
-        return "running"
+def _state(run: RunSummary, rows: list[Row], *, patience: object) -> State:
+    """What the rows tell; they do not tell whether it is running."""
     if run.steps is not None and run.step >= run.steps:
         return "finished"
     if run.best_step is not None and isinstance(patience, int):

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from linnet.errors import LinnetError
 from linnet.files import Lock
 from linnet.track.metrics import RowFile
-from linnet.track.runs import find_runs, print_table, show, summarize
+from linnet.track.runs import find_runs, summarize
+from linnet.track.table import print_table, show
 
 RECIPE = (
     'format_version = 1\nname = "{recipe}"\n[model]\ninit_from = "{parent}"\n[train]\nepochs = 2.0\n{more}'
@@ -213,7 +214,7 @@ def test_nothing_to_draw_is_an_error_in_words(tmp_path: Path) -> None:
 def test_the_table_needs_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "a", steps=3, planned=3)
     program = (
-        "import sys; from pathlib import Path; from linnet.track.runs import show; show(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from linnet.track.table import show; show(Path(sys.argv[1]))\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
