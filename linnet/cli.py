@@ -219,6 +219,13 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Take the prompt as it is, without the model's template.")
     ] = False,
+    transcript: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer a conversation, lines like `user: ...` and `assistant: ...`; - reads it from stdin.",
+        ),
+    ] = None,
     continue_sections: Annotated[
         bool, typer.Option("--continue-sections", help="Write an article that is longer than the window.")
     ] = False,
@@ -232,8 +239,13 @@ def generate(
     """
     if stream and as_json:
         raise UsageError("--stream and --json exclude each other: JSON is printed once, at the end.")
+    if transcript is not None and (prompt or system or raw):
+        raise UsageError(
+            "--transcript holds the whole conversation: leave out the prompt, --system and --raw."
+        )
     from linnet import api
     from linnet.generate.prompts import WritingOptions
+    from linnet.turns.transcript import read_transcript
 
     text = _read_stdin() if prompt == "-" else prompt
     options: WritingOptions = {
@@ -250,10 +262,15 @@ def generate(
         "raw": raw,
         "continue_sections": continue_sections,
     }
-    writing = api.load(model, precision=precision).start(text, **options)
-    if len(writing.prompt) < writing.asked_tokens:
-        shortened = f"{writing.asked_tokens:,} to {len(writing.prompt):,} tokens"
-        print(f"The prompt was shortened from {shortened}, so that the answer fits.", file=sys.stderr)
+    writer = api.load(model, precision=precision)
+    if transcript is not None:
+        options["messages"] = [
+            {"role": role, "content": content}
+            for role, content in read_transcript(transcript, writer.template)
+        ]
+    writing = writer.start(text, **options)
+    if said := writing.shortened:
+        print(said, file=sys.stderr)
     if stream:
         for piece in writing.pieces():
             print(piece, end="", flush=True)

@@ -101,12 +101,8 @@ class Model:
         turns = asked.turns(self.template)
         if turns is None or self.layout is None:
             return Writing(self, self._encode_raw(prompt), sampling)
-        return Writing(
-            self,
-            self.layout.prompt(turns, reply=sampling.max_new_tokens),
-            sampling,
-            answer=Answer(self.layout, turns, goes_on=asked.continue_sections),
-        )
+        answer = Answer(self.layout, turns, reply=sampling.max_new_tokens, goes_on=asked.continue_sections)
+        return Writing(self, answer.prompt, sampling, answer=answer)
 
     def encode_prompt(self, prompt: str = "", **options: Unpack[WritingOptions]) -> list[int]:
         """Ids that a text starts from, never empty: end-of-text, the turns and the header of the answer.
@@ -127,14 +123,23 @@ class Model:
         return self.tokenizer.prefix + self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
 
 
-@dataclass(frozen=True)
 class Answer:
-    """What is known of a text that answers turns."""
+    """What is known of a text that answers turns.
 
-    layout: Layout
-    turns: Sequence[Turn]
-    goes_on: bool
-    """Beyond the window, as an article does."""
+    Attributes:
+        prompt: the row that it starts from.
+        left_out: how many whole turns did not fit in there.
+        goes_on: beyond the window, as an article does.
+    """
+
+    def __init__(self, layout: Layout, turns: Sequence[Turn], *, reply: int, goes_on: bool) -> None:
+        """`turns`: normalized; `reply`: ids that the answer may take."""
+        kept = layout.fit(turns, reply=reply)
+        self.layout = layout
+        self.turns = turns
+        self.prompt = layout.ask(kept)
+        self.left_out = len(turns) - len(kept)
+        self.goes_on = goes_on
 
 
 class Writing:
@@ -163,6 +168,16 @@ class Writing:
             return len(self.prompt)
         segments = self.answer.layout.template.prompt_segments(self.answer.turns)
         return len(segment_ids(self.model.tokenizer, segments)[0])
+
+    @property
+    def shortened(self) -> str:
+        """The sentence that says what gave way so that the prompt fits the window; empty where all of it does."""
+        if self.answer is None or len(self.prompt) >= self.asked_tokens:
+            return ""
+        tokens = f"{self.asked_tokens:,} to {len(self.prompt):,} tokens"
+        turns = f"{self.answer.left_out} of {len(self.answer.turns)} turns are left out"
+        what = f": {turns}" if self.answer.left_out else ""
+        return f"The prompt was shortened from {tokens}, so that the answer fits{what}."
 
     def complete(self) -> Completion:
         """All of it at once."""

@@ -188,23 +188,31 @@ class Layout:
     # -- prompts of generation -----------------------------------------------------------------------------------
 
     def prompt(self, turns: Iterable[Turn], *, reply: int) -> list[int]:
-        """A row up to the assistant's header that leaves at least `reply` ids for what the assistant says.
+        """A row that asks for an answer to what `fit` keeps of the turns."""
+        return self.ask(self.fit(turns, reply=reply))
+
+    def ask(self, parts: Sequence[Part]) -> list[int]:
+        """`parts`, and the header of the assistant, who is to go on."""
+        return [*self.read(parts), *self._header(ANSWERER, first=not parts)]
+
+    def fit(self, turns: Iterable[Turn], *, reply: int) -> list[Part]:
+        """`turns` in a row that leaves the assistant at least `reply` ids for its answer.
 
         Where the turns do not fit, the system's and the last whole ones stay; where those since the assistant's last
         are too long by themselves, they are shortened. At least half the row is for the turns.
         """
         parts = self.parts(turns)
         room = max(self.size - 1 - self.overhead[ANSWERER] - reply, self.carried(ANSWERER))
-        if self.cost(parts) > room:
-            said = max((i for i, part in enumerate(parts, 1) if part.role == ANSWERER), default=0)
-            own = parts[said:] or parts[-1:]
-            kept = self._recent(parts, room)
-            # Where these do not fit: as in training, what leads to the answer, in the room that there is.
-            if kept[-len(own) :] != own:
-                lead = self.shorten(parts[:1], self.size // 4) if parts[0].role == "system" and said else []
-                kept = self.shorten([*lead, *own], room)
-            parts = kept
-        return [*self.read(parts), *self._header(ANSWERER, first=not parts)]
+        if self.cost(parts) <= room:
+            return parts
+        said = max((i for i, part in enumerate(parts, 1) if part.role == ANSWERER), default=0)
+        own = parts[said:] or parts[-1:]
+        kept = self._recent(parts, room)
+        if kept[-len(own) :] == own:
+            return kept
+        # Where these do not fit: as in training, what leads to the answer, in the room that there is.
+        lead = self.shorten(parts[:1], self.size // 4) if parts[0].role == "system" and said else []
+        return self.shorten([*lead, *own], room)
 
     def _recent(self, parts: Sequence[Part], room: int) -> list[Part]:
         """The last whole turns that fit into `room`, and before them the system's message in at most half of it."""
