@@ -31,7 +31,7 @@ from linnet.tokenizer import Tokenizer
 from linnet.track.card import write_card
 from linnet.track.metrics import RowFile, cut_back
 from linnet.track.progress import TrainingProgress
-from linnet.track.report import write_report
+from linnet.track.report import LiveReport
 from linnet.track.sinks import Sinks
 from linnet.training.checkpoint import Checkpoint, prune, save_checkpoint
 from linnet.training.loop import Looks, TrainState, is_finished
@@ -69,6 +69,7 @@ class Session:
         self._check_stop = check_stop
         self._mirror = mirror
         self._sinks: Sinks | None = None
+        self._report: LiveReport | None = None
         self._saved: tuple[int, bool] | None = None
         self._metrics: RowFile | None = None
         self._samples: RowFile | None = None
@@ -109,6 +110,8 @@ class Session:
             changes=self._changes,
             step=self.state.step,
         )
+        with self._harmless("report.html"):
+            self._report = LiveReport(self.folder.root)
         if self.recipe.track.sinks:
             self._sinks = Sinks(
                 self.folder.root,
@@ -124,7 +127,9 @@ class Session:
             if rows is not None:
                 rows.close()
         self.progress.close()
-        self._redraw()
+        if self._report is not None:
+            with self._harmless("report.html"):
+                self._report.close()
         with self._harmless("The card"):
             write_card(self.folder.root, self.folder.model)
         if self._sinks is not None:
@@ -187,8 +192,9 @@ class Session:
         assert self._metrics is not None
         self._metrics.append(row)
         self.progress.row(row)
-        if "validation_loss" in row:
-            self._redraw()
+        if "validation_loss" in row and self._report is not None:
+            with self._harmless("report.html"):
+                self._report.offer()
         if self._mirror is not None:
             with self._harmless("The mirror"):
                 self._mirror.look()
@@ -243,10 +249,6 @@ class Session:
         except Stopped:
             return True
         return False
-
-    def _redraw(self) -> None:
-        with self._harmless("report.html"):
-            write_report(self.folder.root)
 
     @contextlib.contextmanager
     def _harmless(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@
 
 const page = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const TOUCHED = ["pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]; // named: one of plotly's own would upload the figure
 const PRINTED_WIDTH = 680; // pixels; A4 between its margins
 
 function colours() {
@@ -40,8 +41,7 @@ function draw(width) {
       { ...structuredClone(figure.layout), ...layout, ...size, xaxis: xaxis, dragmode: touched ? false : "zoom" },
       {
         displaylogo: false, responsive: true, displayModeBar: touched ? true : "hover",
-        // No other button: one of plotly's own would upload the figure.
-        modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+        modeBarButtons: touched ? [TOUCHED] : [["toImage"], ["zoom2d", ...TOUCHED]],
         plotlyServerURL: "",
         toImageButtonOptions: { filename: figure.id },
       },

@@ -57,7 +57,7 @@ class Measure:
 
 MEASURES = (
     Measure("learning_rate", "Learning rate", hover=".3~g", tickformat="~g"),
-    Measure("grad_norm", "Gradient norm", note="before clipping", smooth=True, from_zero=False),
+    Measure("grad_norm", "Gradient norm", note="unclipped", smooth=True, from_zero=False),
     Measure("tokens_per_s", "Tokens per second", smooth=True, hover=",.0f", tickformat="~s"),
     Measure("memory_gb", "Memory", note="GB, the most so far", tickformat="~f"),
 )
@@ -245,7 +245,7 @@ def _figure(
         "showlegend": legend and len(lines.traces) > 1,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "hovermode": "x unified",
-        "margin": {"l": 48, "r": 16, "t": 32, "b": 44},
+        "margin": {"l": 48, "r": 16, "t": 10, "b": 44},
     }
     return {
         "id": measure.key,

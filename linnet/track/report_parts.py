@@ -9,7 +9,8 @@ How    Each part is made by a function of its own that may fail; `_part` catches
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -123,11 +124,11 @@ def numbers_of(run: RunSummary) -> list[Number]:
             Number("best held-out loss", f"{run.validation_loss:.3f}", f"at step {run.best_step:,}")
         )
     if run.training_loss is not None:
-        numbers.append(Number("training loss", f"{run.training_loss:.3f}", "mean of the end"))
+        numbers.append(Number("training loss", f"{run.training_loss:.3f}", "recent mean"))
     if run.tokens is not None:
         numbers.append(Number("tokens", short_count(run.tokens), f"{run.tokens:,}"))
     if run.time_s:
-        numbers.append(Number("training time", duration(run.time_s), "steps alone"))
+        numbers.append(Number("training time", duration(run.time_s), "steps only"))
     if run.tokens_per_s:
         numbers.append(Number("tokens/s", f"{run.tokens_per_s:,.0f}", "mean"))
     if run.parameters:
@@ -188,13 +189,9 @@ def _data(facts: Mapping[str, Any]) -> Data:
     ]
     if facts["format"] == "text":  # Continuous text has no rows of its own.
         rows = [row for row in rows if row[0] not in ("rows", "examples")]
-    sources = [str(source["path"]) for source in facts["sources"]]
-    more = len(sources) - MOST_SOURCES
-    if more > 0:
-        sources = [*sources[:MOST_SOURCES], f"and {more:,} more files"]
     lines = [
         ("format", str(facts["format"])),
-        ("sources", "\n".join(sources)),
+        ("sources", "\n".join(_sources(facts["sources"]))),
         ("prepared in", str(facts["folder"])),
         ("vocabulary", f"{facts['vocab_size']:,}"),
         ("fingerprint", str(facts["fingerprint"])[:16]),
@@ -203,6 +200,16 @@ def _data(facts: Mapping[str, Any]) -> Data:
     left_out += [(f"changed: {rule}", f"{count:,}") for rule, count in facts["changed"].items()]
     left_out += [("quarantined: cannot be used", f"{facts['quarantined']:,}")] if facts["quarantined"] else []
     return Data(lines, rows, left_out)
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files, or where they are many their folders."""
+    paths = [str(source["path"]) for source in sources]
+    if len(paths) > MOST_SOURCES:
+        folders = Counter(path.rpartition("/")[0] for path in paths)
+        paths = [f"{folder}/ ({count:,} files)" for folder, count in folders.most_common()]
+    more = len(paths) - MOST_SOURCES
+    return [*paths[:MOST_SOURCES], f"and {more:,} more folders"] if more > 0 else paths
 
 
 def _machine(start: Mapping[str, Any]) -> list[tuple[str, str]]:
