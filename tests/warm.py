@@ -9,7 +9,7 @@ How: `with Warm() as warm: child = warm.start("train", "scratch", ..., folder=tm
 `faults` says where the child gets a signal: `{"point": "forward", "count": 7, "signals": [15]}` at the 7th
 forward pass; the points are in `install`. One is finer: `{"point": "operation", "save": 2, "count": 9}` is the
 9th change of the disk inside the second `save_checkpoint`; a write is torn there, its first half is done.
-`{"file_size": 1000}` lets no file grow beyond 1,000 bytes.
+`{"file_size": 1000}` lets no file grow beyond 1,000 bytes; `{"environ": {...}}` is for processes that it starts.
 """
 
 import json
@@ -144,8 +144,10 @@ def install(
     save: int = 1,
     signals: tuple[int, ...] = (signal.SIGKILL,),
     file_size: int = 0,
+    environ: dict[str, str] | None = None,
 ) -> None:
     """Make this process send `signals` to itself at the `count`-th passing of `point`."""
+    os.environ.update(environ or {})
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     from linnet import api, opening, session

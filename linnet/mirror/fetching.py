@@ -97,17 +97,17 @@ def _bring(folder: Path, root: Path, *, step: int, tell: Tell) -> None:
             copy_tree(_checkpoint(folder, step), new, tell=tell)
             files.verify_manifest(new)
             files.verify_manifest(new / RUN)
-            copy_tree(folder / "model", new / RUN / "model", tell=tell)
-            if (new / RUN / "model").is_dir():
-                files.verify_manifest(new / RUN / "model")
-                operations.unlink(new / RUN / "model" / files.MANIFEST)
+            copy_tree(folder / "model", model := new / RUN / "model", tell=tell)
+            if model.is_dir():
+                files.verify_manifest(model)
+                operations.unlink(model / files.MANIFEST)
             if (folder / REPORT).is_file():
                 copy_file(folder / REPORT, new / RUN / REPORT, tell=tell)
         except FormatVersionError:
             raise
         except LinnetError as error:
-            message = str(error).replace(str(new), str(_checkpoint(folder, step)))
-            raise _Damaged(message.replace(f"{RUN}/model", "model")) from None
+            message = str(error).replace(f"{new / RUN / 'model'}", f"{folder / 'model'}")
+            raise _Damaged(message.replace(f"{new}", f"{_checkpoint(folder, step)}")) from None
 
 
 def unpack(root: Path, checkpoint: Path) -> None:
