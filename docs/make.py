@@ -1,9 +1,11 @@
-"""Write the generated pages: docs/keys.md from the recipe's fields, docs/commands.md from `--help`.
+"""Write what the pages take from the code: keys.md and commands.md whole, and the help texts in the pages of the verbs.
 
+A help text stands between the lines `<!-- help: VERB -->` and `<!-- end -->`, in any page of docs/.
 `make docs` runs this; tests/test_docs.py compares the pages with what it would write.
 """
 
 import os
+import re
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from linnet.config import Part, Recipe
 from linnet.recipe import RECIPES, fields_of, recipe_names
 
 HERE = Path(__file__).parent
+HELP = re.compile(r"(<!-- help: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def keys_page() -> str:
@@ -40,21 +43,37 @@ def keys_page() -> str:
 
 
 def commands_page() -> str:
-    """The help text of every verb."""
-    os.environ |= {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}
-    lines = ["# The commands", "", "This page is generated from `--help` by `make docs`."]
-    verbs = [
+    """A link to the page of each verb, and what `linnet --help` prints."""
+    links = [f"[{verb}]({verb}.md)" for verb in verbs()]
+    lines = ["# The commands", "", "Each command has a page: " + ", ".join(links) + "."]
+    lines += ["This page is generated from `--help` by `make docs`.", "", ""]
+    return "\n".join(lines) + help_block()
+
+
+def verbs() -> list[str]:
+    """The verbs of the command line, in its order."""
+    return [
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     ]
-    for words in [[], *([verb] for verb in verbs)]:
-        shown = " ".join(["linnet", *words])
-        text = CliRunner().invoke(app, [*words, "--help"], prog_name="linnet", terminal_width=100).output
-        lines += ["", f"## {shown}", "", "```", *(line.rstrip() for line in text.strip().splitlines()), "```"]
-    return "\n".join(lines) + "\n"
 
 
-PAGES = {"keys.md": keys_page, "commands.md": commands_page}
+def help_block(*words: str) -> str:
+    """What `linnet WORDS --help` prints, as a fenced block."""
+    os.environ |= {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}
+    text = CliRunner().invoke(app, [*words, "--help"], prog_name="linnet", terminal_width=100).output
+    return "\n".join(["```text", *(line.rstrip() for line in text.strip().splitlines()), "```"]) + "\n"
+
+
+def made() -> dict[Path, str]:
+    """The pages that are generated, whole or in part, and their text as it has to be."""
+    wanted = {HERE / "keys.md": keys_page(), HERE / "commands.md": commands_page()}
+    for page in sorted(set(HERE.glob("*.md")) - set(wanted)):
+        text = page.read_text(encoding="utf-8")
+        if HELP.search(text):
+            wanted[page] = HELP.sub(lambda found: found[1] + help_block(found[2]) + found[3], text)
+    return wanted
+
 
 if __name__ == "__main__":
-    for page, write in PAGES.items():
-        (HERE / page).write_text(write(), encoding="utf-8")
+    for page, text in made().items():
+        page.write_text(text, encoding="utf-8")

@@ -187,8 +187,8 @@ def book(root: Path) -> Path:
     return folder
 
 
-def gpt2(root: Path, *, tokenizer_from: Path | None = None) -> Path:
-    """openai-community/gpt2: 2 layers, 32 wide, 256 positions, beside things that nobody may open.
+def gpt2(root: Path, *, tokenizer_from: Path | None = None, positions: int = 256) -> Path:
+    """openai-community/gpt2: 2 layers, 32 wide, beside things that nobody may open.
 
     Args:
         tokenizer_from: a folder with GPT-2's own vocabulary; without one a small BPE is trained.
@@ -200,7 +200,9 @@ def gpt2(root: Path, *, tokenizer_from: Path | None = None) -> Path:
     else:
         rng = random.Random(3)
         tokenizer = train_bpe(iter([text(rng, 200), *(row["answer"] for row in math_rows())]), vocab_size=400)
-    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)
+    config = GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_positions=positions, n_embd=32, n_layer=2, n_head=2
+    )
     save_model(folder, GPT2(config, seed=0), tokenizer=tokenizer)
     if tokenizer_from:
         for name in (

@@ -1,0 +1,121 @@
+"""Every command of README and docs, as it is written.
+
+The pages that only look at data run with the fast tests; those that train to the end with the slow ones. The hub is
+tests/loopback_hub.py. What is not run is in `NOT_RUN`.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHARED_DATA
+from tests.loopback_hub import LoopbackHub
+from tests.pages import ROOT, Reader, blocks_of, pages, publish
+from tests.warm_shell import WarmShell
+
+SYSTEMS = ("README.md", "math.md", "chat.md", "scratch.md", "lines.md", "papers.md")
+# Pages without a long training; they take for granted the runs that they name.
+FAST = ("prepare.md", "inspect.md", "eval.md", "formats.md", "filters.md", "hub.md", "runs.md", "generate.md")
+# Page -> how many of its blocks are not run. Each says why on the page.
+NOT_RUN = {"README.md": 1, "CONTRIBUTING.md": 1, "demo.md": 1, "train.md": 1}
+MOVED = {"scientific_papers": "armanc/scientific_papers"}
+
+
+def has_commands(page: Path) -> bool:
+    return any(block.language in ("sh", "python") and block.mark != "not run" for block in blocks_of(page))
+
+
+SLOW = [page.name for page in pages() if has_commands(page) and page.name not in (*SYSTEMS, *FAST)]
+
+
+def environment(base: Path, endpoint: str, path: str) -> dict[str, str]:
+    """All that a shell gets: a home and caches of its own, and the hub."""
+    (base / "home").mkdir(exist_ok=True)
+    return {
+        "PATH": path,
+        "HOME": str(base / "home"),
+        "HF_HOME": str(base / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "COLUMNS": "100",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def shell(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, str]]:
+    """The environment of a shell in which `linnet` and `python` are warm; the hub has made up rows."""
+    base = tmp_path_factory.mktemp("pages")
+    publish(base / "hub", real=getattr(request, "param", None))
+    with LoopbackHub(base / "hub", moved=MOVED) as hub:
+        env = environment(base, hub.endpoint, f"{base}/bin{os.pathsep}/usr/bin{os.pathsep}/bin")
+        env["PYTHONPATH"] = str(ROOT)
+        with WarmShell(base / "bin", env):
+            yield env | {"STORE": str(base / "store")}
+
+
+def page_named(name: str) -> Path:
+    return next(page for page in pages() if page.name == name)
+
+
+def activate(folder: Path) -> None:
+    """A .venv to enter, as `make` leaves it; `linnet` is in PATH already."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_page_about_data_and_models(shell: dict[str, str], tmp_path: Path, name: str) -> None:
+    Reader(tmp_path, shell, store=Path(shell["STORE"])).read(page_named(name))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", SLOW)
+def test_a_page_that_trains(shell: dict[str, str], tmp_path: Path, name: str) -> None:
+    Reader(tmp_path, shell, store=Path(shell["STORE"])).read(page_named(name))
+
+
+def give_real_data(folder: Path, shared: Path) -> None:
+    """The files of real text whose `inspect` is quoted."""
+    for name in ("chat/sgd_train.jsonl", "papers/plos.jsonl", "text/tinyshakespeare.txt"):
+        shutil.copy(shared / name, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shell", [pytest.param(SHARED_DATA, id="real")], indirect=True)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system(shared_data: Path, shell: dict[str, str], tmp_path: Path, name: str) -> None:
+    """README and the five pages make all that they use."""
+    reader = Reader(tmp_path, shell)
+    give_real_data(tmp_path, shared_data)
+    activate(tmp_path)
+    reader.read(page_named(name))
+
+
+def test_what_is_not_run_is_listed() -> None:
+    skipped = [block for page in pages() for block in blocks_of(page) if block.mark == "not run"]
+    assert {name: sum(block.page.name == name for block in skipped) for name in NOT_RUN} == NOT_RUN
+    assert len(skipped) == sum(NOT_RUN.values()), [block.place for block in skipped]
+    assert all(block.reason for block in skipped)
+
+
+def test_a_page_that_is_wrong_is_noticed(tmp_path: Path) -> None:
+    """The harness itself: a failing command, an output that was not printed, a Python line that raises."""
+    wrong = {
+        "ended with 1": "```sh\ntrue\nfalse | cat\n```\n",
+        "says 'two'": "```sh\nprintf 'one\\nthree\\n'\n```\n<!-- output -->\n```text\none\ntwo\n```\n",
+        "page.py": "```python\n1 / 0\n```\n",
+    }
+    env = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}
+    for number, (message, text) in enumerate(wrong.items()):
+        page = tmp_path / "page.md"
+        page.write_text(text)
+        with pytest.raises(AssertionError, match=message):
+            Reader(tmp_path / str(number), env).read(page)
