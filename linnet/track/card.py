@@ -1,7 +1,343 @@
-"""model/README.md: the model card."""
+"""model/README.md: the model card.
 
+What   `write_card(root, model)` writes the card of the run `root` into the folder `model`; with its picture, loss.png,
+       where that is the run's model/ itself. `name_repository` puts a name of the hub into the lines to paste.
+Why    A model without a word about its data, its base and its loss is of no use to anybody else, and nobody likes to
+       write that down. All of it was measured.
+How    The figures are those of facts.py, the words in templates/card.md.j2, the metadata goes through the hub's own
+       class. Nothing private is in it: of a path only the last name. A card that was changed by hand is never written
+       over: its last line holds a hash of what Linnet wrote. Such a card lives on when model/ is replaced, and the new
+       one goes to card.md of the run. The picture takes 0.2 s to draw, so it is drawn at the end alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from linnet import files
+from linnet.errors import LinnetError
+from linnet.hub import no_telemetry
+from linnet.recipe import build_recipe, flatten, read_recipe_values, recipe_names
+from linnet.track.facts import Facts, read_facts, texts
+from linnet.track.lineage import CARD, base_model_of, license_of, parents_of
+from linnet.track.markdown import code, fence, plain
+from linnet.track.plots import plot_run
+from linnet.track.progress import duration, printable
+
+TEMPLATE = "card.md.j2"
+PICTURE = "loss.png"
+BESIDE = "card.md"
+"""In the run folder: the new card, where README.md was changed by hand."""
+SEAL = re.compile(r"\n<!-- linnet card of (?P<address>[^\n]*), sha256 (?P<sha256>[0-9a-f]{64}) -->\s*\Z")
+ADDRESS = re.compile(r"(?!.*--)[\w./-]+")
+MOST_SAMPLES = 4
+PATHS = ("data.source", "data.validation", "data.drop", "data.keep", "data.prepared")
+MODELS = ("model.init_from", "tokenizer.name")  # A path, or a name that is known everywhere.
+UNSAID = {"format_version", "name", "data.prepared", "data.workers", "data.engine", "track.sinks"}
+
+
+Detail = tuple[str, list[str | None]]
+"""A name, and what is said of it."""
+
+
+class Sealed(NamedTuple):
+    """A card as Linnet wrote it: the text above its last line, and the model's name in the lines to paste."""
+
+    text: str
+    address: str
 
 
 def write_card(root: Path, model: Path) -> None:
-    """Write the card of the run `root` into the model folder `model`."""
+    """Write the card of the run `root` into the model folder `model`; nothing where that holds no model.
+
+    Args:
+        model: the run's model/, which also gets loss.png; or the folder that will soon take its place.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    if not (model / "config.json").is_file():
+        return
+    old, is_final = root / "model" / CARD, model == root / "model"
+    if is_final and (picture := plot_run(root)):
+        files.write_file(model / PICTURE, [picture.read_bytes()])
+    before = unseal(old)
+    address = before.address if before else _address(root)
+    text = seal(
+        render(read_facts(root, model), address=address, picture=(model / PICTURE).is_file()), address
+    )
+    if old.is_file() and before is None:
+        files.write_file(root / BESIDE, [text], durable=False)
+        if not is_final:
+            files.write_file(model / CARD, [old.read_bytes()])
+        return
+    files.write_file(model / CARD, [text])
+    with contextlib.suppress(FileNotFoundError):
+        (root / BESIDE).unlink()
+
+
+def name_repository(model: Path, repository: str) -> None:
+    """Let the lines to paste name the repository `owner/name`; a card that was changed by hand stays as it is."""
+    card = unseal(model / CARD)
+    if card is None or card.address == repository:
+        return
+    text = card.text
+    for line in ('name = "{}"', "linnet generate {}"):  # As the template has them.
+        text = text.replace(line.format(card.address), line.format(repository))
+    files.write_file(model / CARD, [seal(text, repository)])
+
+
+def seal(text: str, address: str) -> bytes:
+    """The card with its last line, by which Linnet knows its own work."""
+    text = text.rstrip("\n") + "\n"
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return f"{text}\n<!-- linnet card of {address}, sha256 {digest} -->\n".encode(errors="replace")
+
+
+def unseal(path: Path) -> Sealed | None:
+    """The card at `path` if it is just as Linnet wrote it; None if it was changed by hand, or is missing.
+
+    Other line ends are no change.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = SEAL.search(text)
+    if found is None or hashlib.sha256(text[: found.start()].encode()).hexdigest() != found["sha256"]:
+        return None
+    return Sealed(text[: found.start()], found["address"])
+
+
+def render(facts: Facts, *, address: str, picture: bool) -> str:
+    """The card's text.
+
+    Args:
+        address: the model's name in the lines to paste, a folder or a repository.
+        picture: loss.png lies beside the card.
+    """
+    prompts = list(texts(facts.key("sample", "prompts")))
+    prompt = next((prompt for prompt in prompts if prompt.strip()), "")
+    return _template().render(
+        facts=facts,
+        metadata=metadata_of(facts),
+        address=address,
+        picture=PICTURE if picture else None,
+        prompt=json.dumps(printable(prompt), ensure_ascii=False),
+        quoted_prompt=shlex.quote(printable(prompt)),
+        sources=sources_of(facts),
+        parents=[_parent_name(parent) for parent in parents_of(facts.environment.get("parent"))],
+        license=license_of(facts.environment.get("parent")),
+        details=details_of(facts),
+        samples=facts.best_samples[:MOST_SAMPLES],
+        command=command_of(facts.recipe),
+        recipe=tomli_w.dumps(_without_places(facts.recipe)),
+    )
+
+
+@functools.cache
+def _template() -> Template:
+    """Parsed once: 10 ms."""
+    environment = Environment(
+        loader=PackageLoader("linnet"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"plain": plain, "code": code, "fence": fence, "number": "{:,}".format}
+    return environment.get_template(TEMPLATE)
+
+
+def metadata_of(facts: Facts) -> str:
+    """The YAML at the card's head, by the hub's own class. What is not known has no key."""
+    no_telemetry()
+    from huggingface_hub import EvalResult, ModelCardData
+
+    parent = facts.environment.get("parent")
+    built_in = [facts.recipe_name] if facts.recipe_name in recipe_names() else []
+    results = []
+    if facts.best:
+        loss = facts.best[1]
+        data = ", ".join(sources_of(facts)) or "held-out part of the training data"
+        for kind, name, value in (
+            ("loss", "Loss, nats per token", round(loss, 4)),
+            ("perplexity", "Perplexity", perplexity(loss)),
+        ):
+            result = EvalResult(
+                task_type="text-generation",
+                dataset_type=", ".join(facts.data_sets) or data,
+                dataset_name=data,
+                dataset_split="held-out",
+                metric_type=kind,
+                metric_name=name,
+                metric_value=value,
+            )
+            results.append(result)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "linnet", *built_in],
+        base_model=base_model_of(parent),
+        license=license_of(parent),
+        language=[word for word in texts(_language(facts)) if re.fullmatch(r"[a-z]{2,3}", word)] or None,
+        datasets=facts.data_sets or None,
+        model_name=printable(facts.name),
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def details_of(facts: Facts) -> list[tuple[str, str]]:
+    """The technical details, as (name, words); what the files do not tell is left out."""
+    details = [*_data_details(facts), *_training_details(facts), *_result_details(facts)]
+    return [(name, plain(", ".join(filter(None, words)))) for name, words in details if any(words)]
+
+
+def _data_details(facts: Facts) -> list[Detail]:
+    shape = {"n_layer": "layers", "n_head": "heads", "n_embd": "wide", "n_positions": "positions"}
+    counts = {"rows": "rows", "tokens": "tokens", "learned_tokens": "of them learned"}
+    sizes = [_with(f"{{:,}} {words}", facts.shape(key)) for key, words in shape.items()]
+    held_out = [_with(f"{{:,}} {key}", facts.held_out_count(key)) for key in ("rows", "tokens")]
+    return [
+        ("Parameters", [_with("{:,}", facts.parameters), *sizes]),
+        ("Training data", [_with(f"{{:,}} {words}", facts.data_count(key)) for key, words in counts.items()]),
+        ("Held-out data", held_out),
+    ]
+
+
+def _training_details(facts: Facts) -> list[Detail]:
+    steps, tokens = facts.steps, facts.tokens
+    per_step = tokens / steps if tokens and steps else None
+    read = [_with("{:,} steps", steps), _with("{:,} tokens read", tokens)]
+    batch = [_with("{} rows a step", facts.choice("batch_size")), _with("{:,.0f} tokens a step", per_step)]
+    optimizer = [
+        _with("{}", facts.key("train", "optimizer")),
+        _with("peak learning rate {:g}", facts.key("train", "learning_rate")),
+        _with("{}", facts.key("train", "schedule")),
+        _with("{:,} warm-up steps", facts.key("train", "warmup_steps")),
+        _with("weight decay {:g}", facts.key("train", "weight_decay")),
+    ]
+    return [
+        ("Epochs", [_with("{:.2f}", facts.epochs), *read]),
+        ("Batch", batch),
+        ("Block size", [_with("{} tokens", facts.choice("block_size"))]),
+        ("Precision", [_with("{}, master weights in fp32", ", then ".join(facts.each_choice("precision")))]),
+        ("Optimizer", optimizer),
+    ]
+
+
+def _result_details(facts: Facts) -> list[Detail]:
+    seconds, starts = facts.seconds, len(facts.starts)
+    speed = facts.tokens / seconds if facts.tokens and seconds else None
+    time = [_with("{}", duration(seconds) if seconds else None), _with("{:,.0f} tokens/s", speed)]
+    loss = _with("{:.4f} nats per token, the mean of the last 20 logged steps", facts.training_loss)
+    packages = {"linnet": "Linnet", "torch": "torch", "python": "Python"}
+    return [
+        ("Hardware", [", then ".join(facts.hardware)]),
+        ("Training time", [*time, f"{starts} starts" if starts > 1 else None]),
+        ("Training loss", [loss]),
+        ("Held-out loss", [_held_out(facts)]),
+        ("Changed between two starts", [", ".join(facts.changed_keys)]),
+        ("Made with", [_with(f"{name} {{}}", facts.version(key)) for key, name in packages.items()]),
+    ]
+
+
+def _held_out(facts: Facts) -> str | None:
+    """`4.1 -> 3.2 nats per token at step 280 (perplexity 24.5), on 11,904 tokens`."""
+    if facts.best is None:
+        return None
+    step, loss = facts.best
+    before = f"{facts.loss_before:.4f} before training, " if facts.loss_before is not None else ""
+    tokens = f", on {facts.held_out_tokens:,} tokens" if facts.held_out_tokens else ""
+    return f"{before}{loss:.4f} nats per token at step {step:,} (perplexity {perplexity(loss):g}){tokens}"
+
+
+def perplexity(loss: float) -> float:
+    """e^loss to four digits; a loss beyond 700 nats has none that a float can hold."""
+    return float(f"{math.exp(min(loss, 700.0)):.4g}")
+
+
+def sources_of(facts: Facts) -> list[str]:
+    """The data by name: data sets of the hub, else the last name of each path."""
+    named = [
+        place if place.startswith("hf:") else last_name(place) for place in texts(facts.key("data", "source"))
+    ]
+    return facts.data_sets or [printable(name.removeprefix("hf:")) for name in named if name]
+
+
+def command_of(recipe: Mapping[str, Any]) -> str:
+    """The command that trains the same: the recipe, and the keys in which it differs from the built-in one."""
+    name = str(recipe.get("name") or "recipe")
+    if name not in recipe_names():
+        return shlex.join(["linnet", "train", f"{name}.toml"])
+    with contextlib.suppress(LinnetError):
+        built_in = build_recipe(read_recipe_values(name), {}, where=name).model_dump(exclude_none=True)
+        usual, own = flatten(built_in), flatten(_without_places(recipe))
+        changed = {key: value for key, value in own.items() if value != usual.get(key) and key not in UNSAID}
+        words = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+            for key, value in changed.items()
+        ]
+        return shlex.join(["linnet", "train", name, *words])
+    return shlex.join(["linnet", "train", f"{name}.toml"])
+
+
+def last_name(place: str) -> str:
+    """Of a path, also of Windows, the last name: the others are the user's own."""
+    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
+
+
+def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the last name instead of each path."""
+    own = {part: dict(keys) if isinstance(keys, Mapping) else keys for part, keys in recipe.items()}
+    for key in (*PATHS, *MODELS):
+        part, _, name = key.partition(".")
+        keys = own.get(part)
+        value = keys.get(name) if isinstance(keys, dict) else None
+        if isinstance(keys, dict) and isinstance(value, str | list):
+            shown = [_place(one, is_model=key in MODELS) for one in texts(value)]
+            keys[name] = shown if isinstance(value, list) else "".join(shown)
+    return own
+
+
+def _place(value: str, *, is_model: bool) -> str:
+    """A name of the hub (`owner/name`) as it is, of a path the last name."""
+    if value.startswith("hf:") or (is_model and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)):
+        return value
+    return last_name(value)
+
+
+def _parent_name(parent: Mapping[str, Any]) -> str:
+    """An ancestor's name on the hub, else the last name of its path."""
+    hub = parent.get("hub")
+    return hub if isinstance(hub, str) else last_name(str(parent["init_from"]))
+
+
+def _address(root: Path) -> str:
+    """The model's folder in the lines to paste: `runs/mine/model` where the run lies in a folder runs."""
+    place = root.resolve()
+    address = f"{'runs/' if place.parent.name == 'runs' else ''}{place.name}/model"
+    return address if ADDRESS.fullmatch(address) else "path/to/model"
+
+
+def _language(facts: Facts) -> Any:
+    filters = facts.key("data", "filters")
+    return filters.get("language") if isinstance(filters, Mapping) else None
+
+
+def _with(words: str, value: Any) -> str | None:
+    """`words` with the value in it; None for a value that is missing or does not fit them."""
+    if value is None or value == "":
+        return None
+    try:
+        return words.format(value)
+    except (ValueError, TypeError):
+        return None
