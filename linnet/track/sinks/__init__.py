@@ -1,6 +1,7 @@
 """TensorBoard, Weights & Biases, trackio: places beside metrics.jsonl that receive the rows of a run.
 
-What   `Sinks(root, names=..., step=..., say=...)` starts one process for each sink; `close()` waits for them a little.
+What   `Sinks(root, names=..., step=..., say=...)` starts one process for each sink, `look()` says what they said,
+       `close()` waits for them a little.
 Why    A sink is other people's code: it imports for seconds, asks for an account, waits for a network, ends its
        process. None of that may stop, slow or block a training, nor another sink.
 How    Each process (`__main__`) reads the rows from the run folder by itself, so the training hands it nothing and
@@ -20,10 +21,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import linnet
 
 SAID_WHY = 65  # Exit code of a sink's process that failed and has said why.
+COMPLETE = "complete"  # Its last line if it did not; an exit code of 0 could be the sink's own doing.
 
 
 class Sinks:
@@ -33,7 +36,7 @@ class Sinks:
         root: the run folder.
         names: of the sinks, such as `tensorboard`; one named twice counts once.
         step: the step of the checkpoint from which the training goes on, 0 at the start.
-        say: takes a sentence for the user; called from other threads.
+        say: takes a sentence for the user, in `look` and `close`.
         wait_s: most seconds that `close` takes.
     """
 
@@ -42,12 +45,18 @@ class Sinks:
     ) -> None:
         self._say = say
         self._wait_s = wait_s
+        self._heard: SimpleQueue[str] = SimpleQueue()
         self._sinks = []
         for name in dict.fromkeys(names):
             try:
-                self._sinks.append(_Sink(name, root, step=step, say=say, wait_s=wait_s))
+                self._sinks.append(_Sink(name, root, step=step, say=self._heard.put, wait_s=wait_s))
             except OSError as error:  # no more processes, no memory
-                say(f"{name}: {lacks(error.strerror or str(error), name=name, root=root)}")
+                self._heard.put(f"{name}: {lacks(error.strerror or str(error), name=name, root=root)}")
+
+    def look(self) -> None:
+        """Say what the sinks have said since the last time; costs next to nothing."""
+        while not self._heard.empty():
+            self._say(self._heard.get())
 
     def close(self) -> None:
         """Wait for what is on its way, at most `wait_s` seconds; then end what still runs and say what to type.
@@ -65,6 +74,7 @@ class Sinks:
             if not sink.is_done(by=deadline):
                 sink.kill()
         self._sinks = []
+        self.look()
 
 
 class _Sink:
@@ -79,7 +89,7 @@ class _Sink:
         self._wait_s = wait_s
         self._killed = False
         # -P: a folder ./wandb, which wandb itself makes where it runs, must not be taken for the package.
-        command = [sys.executable, "-P", "-m", "linnet.track.sinks", name, str(root.absolute())]
+        command = [sys.executable, "-P", "-m", "linnet.track.sinks", name, str(root)]
         command += ["--follow", "--step", str(step), "--wait", str(wait_s)]
         paths = [os.environ.get("PYTHONPATH", ""), str(Path(linnet.__file__).parent.parent)]
         self._process = subprocess.Popen(
@@ -118,14 +128,16 @@ class _Sink:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
+        is_complete = False
         with self._process.stdout:
             for line in self._process.stdout:
-                self._say(f"{self.name}: {line.rstrip()}")
+                is_complete |= line == COMPLETE + "\n"
+                if not is_complete:
+                    self._say(f"{self.name}: {line.rstrip()}")
         code = self._process.wait()
-        if code == 0:
-            return
-        self._kill_group()  # wandb's own process outlives ours.
-        if code != SAID_WHY and not self._killed:
+        if code != 0:
+            self._kill_group()  # wandb's own process outlives ours.
+        if not is_complete and code != SAID_WHY and not self._killed:
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
             self._say(f"{self.name}: {lacks(f'its process ended ({why})', name=self.name, root=self._root)}")
 

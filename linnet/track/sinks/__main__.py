@@ -24,7 +24,7 @@ from typing import Protocol
 from linnet.config import SINKS
 from linnet.errors import LinnetError, RunLockedError
 from linnet.files import Lock
-from linnet.track.sinks import SAID_WHY, lacks
+from linnet.track.sinks import COMPLETE, SAID_WHY, lacks
 from linnet.track.sinks.steps import Follow, Step, read_facts
 
 POLL_S = 0.5
@@ -66,15 +66,16 @@ def main() -> None:
             os.nice(NICENESS)
     else:
         ended.set()
-    root = given.run.absolute()
     say = sentences()
+    folder = given.run / given.name
     try:
-        with output_to(root / given.name), alone(root / given.name):
-            feed(given.name, root, step=given.step, ended=ended, say=say)
+        with output_to(folder), alone(folder):
+            feed(given.name, given.run, step=given.step, ended=ended, say=say)
     except (Exception, SystemExit) as error:  # a sink may call sys.exit
         say(lacks(reason(error, name=given.name), name=given.name, root=given.run))
         os._exit(SAID_WHY)  # Not the sink's exit handlers: they may hang.
-    sys.exit(0)
+    if given.follow:
+        say(COMPLETE)
 
 
 def feed(name: str, root: Path, *, step: int, ended: threading.Event, say: Callable[[str], None]) -> None:

@@ -68,7 +68,7 @@ class Wandb:
         self._module: Any = importlib.import_module(name)
         named: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
-            "name": os.environ.get("WANDB_NAME", root.name),
+            "name": os.environ.get("WANDB_NAME", root.absolute().name),
         }
         named["config"] = {**facts["recipe"], "chosen": facts["chosen"]}
         if name == "trackio":
@@ -107,8 +107,10 @@ def _environment(name: str, folder: Path) -> dict[str, str]:
         for key in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL"):
             os.environ.pop(key, None)
         # Its other way of storing, which it takes on network drives, cannot be asked what it has.
-        return {"TRACKIO_DIR": str(folder), "TRACKIO_STORAGE_MODE": "sqlite"}
-    kept = {f"WANDB_{kind}_DIR": str(folder / kind.lower()) for kind in ("CACHE", "DATA", "ARTIFACT")}
+        return {"TRACKIO_DIR": str(folder.absolute()), "TRACKIO_STORAGE_MODE": "sqlite"}
+    kept = {
+        f"WANDB_{kind}_DIR": str(folder.absolute() / kind.lower()) for kind in ("CACHE", "DATA", "ARTIFACT")
+    }
     return QUIET | kept
 
 
@@ -131,16 +133,18 @@ def _start_wandb(
     mode, why = _choose_mode(settings)
     if mode == "online":
         try:
-            return wandb.init(**named, id=run_id, dir=str(root), mode=mode, resume="allow")
+            return wandb.init(**named, id=run_id, dir=str(root.absolute()), mode=mode, resume="allow")
         except Exception as error:  # wandb has a dozen kinds of these, and none may cost the rows
             why = f"its server did not take the run ({str(error).splitlines()[0] if str(error) else 'no answer'})"
     for old in (root / "wandb").glob(f"offline-run-*-{run_id}"):
         shutil.rmtree(old, ignore_errors=True)
-    run = wandb.init(**named, id=run_id, dir=str(root), mode="disabled" if mode == "disabled" else "offline")
+    run = wandb.init(
+        **named, id=run_id, dir=str(root.absolute()), mode="disabled" if mode == "disabled" else "offline"
+    )
     if mode == "disabled":
         say(f"nothing is kept, because {why}.")
     else:
-        command = shlex.join(["wandb", "sync", str(Path(run.dir).parent)])
+        command = shlex.join(["wandb", "sync", str(root / "wandb" / Path(run.dir).parent.name)])
         say(f"offline, because {why}; `{command}` uploads the run after the training.")
     return run
 
