@@ -299,6 +299,35 @@ def runs(
     table.show(folder, plot=plot, html=html, as_json=as_json)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run or a model folder.")],
+    place: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="hub", help="Where to: hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is made, only its owner sees it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model and its card to the Hugging Face hub; no checkpoint and no data.
+
+    Needs a token with write access: `hf auth login`, or HF_TOKEN. After a broken upload the same command goes on.
+    """
+    from linnet.export import TARGETS
+
+    if to not in TARGETS:
+        raise UsageError(f"--to {to} is no place to export to; there is: {', '.join(TARGETS)}.")
+    from linnet.export.hub import export_to_hub
+
+    report = export_to_hub(model, place, private=private, say=lambda line: print(line, file=sys.stderr))
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        print(f"The same by hand: {report.command}")
+        print(report.url)
+
+
 def _read_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode()

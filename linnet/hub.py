@@ -92,7 +92,7 @@ def why_not(error: BaseException) -> str:
     """Why the hub did not give what was asked for, in words that follow "because" and say what to do."""
     from huggingface_hub import errors
 
-    chain = list(_causes(error))
+    chain = list(causes(error))
     for one in chain:
         if isinstance(one, errors.GatedRepoError):
             if getattr(one.response, "status_code", 0) == 401:
@@ -115,7 +115,7 @@ def why_not(error: BaseException) -> str:
     return f"the hub did not give it ({type(error).__name__})"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error, and those that led to it."""
     seen: set[int] = set()
     one: BaseException | None = error

@@ -192,6 +192,8 @@ class Session:
         assert self._metrics is not None
         self._metrics.append(row)
         self.progress.row(row)
+        if self._sinks is not None:
+            self._sinks.look()
         if "validation_loss" in row and self._report is not None:
             with self._harmless("report.html"):
                 self._report.offer()

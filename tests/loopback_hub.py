@@ -7,6 +7,7 @@ What   `with LoopbackHub(root) as hub:` serves models root/OWNER/NAME (or root/N
 How    What was asked for is in `hub.requests`, as "METHOD path". Large files (Parquet, weights, archives) come from a
        second port, as the real hub sends them from a storage host: by a redirect with the headers of git LFS.
        `hub.fail(...)` makes the next requests fail; `gated` and `moved` name repositories that are so.
+       What is uploaded is taken by loopback_uploads.py.
 """
 
 import hashlib
@@ -16,12 +17,14 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.loopback_uploads import HungUp, Uploads, git_id, sha256
 
 GUARD = Path(__file__).parent / "guard"
 LARGE = re.compile(r".*\.(parquet|safetensors|bin|gz|zst)")
@@ -36,9 +39,16 @@ class LoopbackHub:
         gated: repository -> the token that opens it; its list of files is public, as on the real hub.
         moved: old name -> new name; the hub redirects.
         page: entries in one answer about a folder; a link leads to the next.
+        writers: token -> the owner whose repositories it may make and write.
+        part_size: bytes of a part, where large files are to be sent in parts; 0: in one piece.
 
     Attributes:
         requests: "METHOD path" of every request, to both ports.
+        sent_bytes: of large files that have arrived, also in requests that were cut.
+        stored: the sha256 of each large file that was stored, in their order; sent twice, it stands there twice.
+        commits: the names of all files after each commit.
+        private: repositories that were made so.
+        events: how many events of uploads there were (see loopback_uploads).
     """
 
     def __init__(
@@ -48,9 +58,17 @@ class LoopbackHub:
         gated: Mapping[str, str] | None = None,
         moved: Mapping[str, str] | None = None,
         page: int = 1000,
+        writers: Mapping[str, str] | None = None,
+        part_size: int = 0,
     ) -> None:
         self.root, self.gated, self.moved, self.page = root, dict(gated or {}), dict(moved or {}), page
+        self.writers, self.part_size = dict(writers or {}), part_size
         self.requests: list[str] = []
+        self.sent_bytes = self.events = 0
+        self.stored: list[str] = []
+        self.commits: list[list[str]] = []
+        self.private: set[str] = set()
+        self._strike: tuple[int, Callable[[], None]] | None = None
         self._failures: list[tuple[str, Failure]] = []
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), partial(Answer, self)) for _ in range(2)]
         self._threads = [
@@ -61,6 +79,23 @@ class LoopbackHub:
     def fail(self, part: str, failure: Failure, *, times: int = 1) -> None:
         """Let the next `times` requests with `part` in their path fail: a status, or cut in the middle of the file."""
         self._failures += [(part, failure)] * times
+
+    def strike(self, at: int, action: Callable[[], None]) -> None:
+        """At the `at`-th event of uploads from now on, call `action` and hang up."""
+        self.events, self._strike = 0, (at, action)
+
+    def pass_event(self) -> None:
+        """An event of an upload; raises HungUp where the strike is."""
+        self.events += 1
+        if self._strike is not None and self.events == self._strike[0]:
+            self._strike[1]()
+            self._strike = None
+            raise HungUp
+
+    @staticmethod
+    def is_large(path: str) -> bool:
+        """Whether the file is kept apart, under its hash."""
+        return LARGE.fullmatch(path) is not None
 
     def take_failure(self, path: str, command: str) -> Failure | None:
         for number, (part, failure) in enumerate(self._failures):
@@ -92,7 +127,7 @@ class LoopbackHub:
             thread.join()
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(Uploads, BaseHTTPRequestHandler):
     """One request, and what the hub says to it."""
 
     protocol_version = "HTTP/1.1"
@@ -109,7 +144,11 @@ class Answer(BaseHTTPRequestHandler):
         failure = self.hub.take_failure(self.path, self.command)
         self.cut = failure == "cut"
         if isinstance(failure, int):
+            if self.command in ("POST", "PUT"):
+                self.read_body()
             self.answer(failure, b'{"error": "as the test wants it"}')
+        elif self.command in ("POST", "PUT") and self.answer_upload(parts):
+            pass
         elif parts[0] == "storage":
             self.answer_range(self.hub.root.joinpath(*parts[1:]), {})
         elif parts[0] == "api" and parts[1] in ("models", "datasets"):
@@ -124,6 +163,7 @@ class Answer(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
     do_POST = do_GET
+    do_PUT = do_GET
 
     # -- about a repository ------------------------------------------------------------------------------------------
 
@@ -154,7 +194,7 @@ class Answer(BaseHTTPRequestHandler):
                 "_id": "1",
                 "id": name,
                 "sha": commit_of(folder),
-                "private": False,
+                "private": name in self.hub.private,
                 "gated": "auto" if name in self.hub.gated else False,
                 "tags": [],
                 "siblings": [
@@ -225,10 +265,13 @@ class Answer(BaseHTTPRequestHandler):
             )
         elif LARGE.fullmatch(path.name):
             place = quote(path.relative_to(self.hub.root).as_posix(), safe="/")
-            linked = {"X-Linked-ETag": f'"{sha256_of(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+            linked = {
+                "X-Linked-ETag": f'"{sha256(path.read_bytes())}"',
+                "X-Linked-Size": str(path.stat().st_size),
+            }
             self.answer(302, b"", commit | linked | {"Location": f"{self.hub.storage}/storage/{place}"})
         else:
-            self.answer_range(path, commit | {"ETag": f'"{oid_of(path)}"'})
+            self.answer_range(path, commit | {"ETag": f'"{git_id(path.read_bytes())}"'})
 
     def answer_range(self, path: Path, headers: Headers) -> None:
         """The file, or the bytes of it that the request names."""
@@ -268,9 +311,9 @@ def entries_of(folder: Path) -> list[dict[str, Any]]:
             entries.append({"type": "directory", "path": name, "size": 0, "oid": "0" * 40})
             continue
         size = path.stat().st_size
-        entry = {"type": "file", "path": name, "size": size, "oid": oid_of(path)}
+        entry = {"type": "file", "path": name, "size": size, "oid": git_id(path.read_bytes())}
         if LARGE.fullmatch(path.name):
-            entry["lfs"] = {"oid": sha256_of(path), "size": size, "pointerSize": 130}
+            entry["lfs"] = {"oid": sha256(path.read_bytes()), "size": size, "pointerSize": 130}
         entries.append(entry)
     return entries
 
@@ -279,16 +322,6 @@ def commit_of(folder: Path) -> str:
     """A commit id that stays the same while the folder's content does."""
     listing = [folder.name, *(f"{entry['path']} {entry['oid']}" for entry in entries_of(folder))]
     return hashlib.sha1("\n".join(listing).encode()).hexdigest()
-
-
-def oid_of(path: Path) -> str:
-    """git's id of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run_python(
