@@ -40,6 +40,8 @@ FIXED = {
     "add_cross_attention": False,
     "quantization_config": None,
 }
+# Tokens: twice what transformers' pipeline writes by default, so that a prompt has as much room.
+SMALL_WINDOW = 2 * 256
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -279,16 +281,29 @@ def save_model(
     files.write_json(
         folder / "config.json", config_json(model.config, end_of_text=tokenizer.end_of_text, dtype=kind)
     )
-    # With pad_token_id here transformers' generate() neither warns nor needs a pad token in the tokenizer,
-    # where it would equal end-of-text and so be masked in training by the usual collator.
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
-    files.write_json(folder / "generation_config.json", ends)
+    generation = generation_json(model.config, end_of_text=tokenizer.end_of_text)
+    files.write_json(folder / "generation_config.json", generation)
     files.write_safetensors(
         folder / WEIGHTS, published_weights(model, dtype=dtype), metadata={"format": "pt"}
     )
     tokenizer.save(folder, n_positions=model.config.n_positions)
     if template is not None:
         write_template(folder, template, end_token=tokenizer.end_token)
+
+
+def generation_json(config: GPT2Config, *, end_of_text: int) -> dict[str, int]:
+    """What generation_config.json says: where a text ends, and in a small window how long it may be.
+
+    With pad_token_id here transformers' generate() neither warns nor needs a pad token in the tokenizer, where it would
+    equal end-of-text and so be masked in training by the usual collator.
+    Where nothing is said of the length, transformers' pipeline writes 256 tokens more and fails at the last position
+    of a window that is too small for them. max_length keeps it inside. Large windows go without: with it, each
+    generate(max_new_tokens=...) prints that both are set.
+    """
+    generation = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+    if config.n_positions <= SMALL_WINDOW:
+        generation["max_length"] = config.n_positions
+    return generation
 
 
 def published_weights(model: GPT2, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
