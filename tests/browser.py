@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -29,8 +29,8 @@ OPTIONS = (
 class Browser:
     """One page. `requests`: what it asked for besides itself; `complaints`: its errors and refused actions."""
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
-        self._out, self._in = to_browser, os.fdopen(from_browser, "rb")
+    def __init__(self, to_browser: int, from_browser: IO[bytes]) -> None:
+        self._out, self._in = to_browser, from_browser
         self._numbers = itertools.count(1)
         self._session: dict[str, str] = {}
         self.requests: list[str] = []
@@ -55,7 +55,10 @@ class Browser:
         """Show a file; returns when its scripts have run."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            **{"width": width, "height": 900, "deviceScaleFactor": 2 if phone else 1, "mobile": phone},
+            width=width,
+            height=900,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -122,7 +125,8 @@ def chromium(profile: Path) -> Iterator[Browser]:
     os.close(to_browser[0])
     os.close(from_browser[1])
     try:
-        yield Browser(to_browser[1], from_browser[0])
+        with os.fdopen(from_browser[0], "rb") as answers:
+            yield Browser(to_browser[1], answers)
     finally:
         with suppress(OSError):
             os.close(to_browser[1])

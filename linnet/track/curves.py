@@ -292,11 +292,18 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 def _numbers(rows: Sequence[Row], key: str) -> Floats:
     values = [row.get(key) for row in rows]
-    array = np.array(
-        [value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64
-    )
+    try:
+        array = np.array(values, dtype=np.float64)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        numbers = [value if isinstance(value, float) or _is_small(value) else math.nan for value in values]
+        array = np.array(numbers, dtype=np.float64)
     array[~np.isfinite(array)] = math.nan
     return array
+
+
+def _is_small(value: object) -> bool:
+    """Whether it is a whole number that a float can hold."""
+    return isinstance(value, int) and abs(value) < 2**1000
 
 
 def _mean(values: Floats) -> Floats:

@@ -116,9 +116,10 @@ def read_metrics(path: Path) -> list[Row]:
 def scan_metrics(path: Path) -> tuple[list[Row], list[int]]:
     """As `read_metrics`, with the numbers (from 1) of damaged lines."""
     rows, damaged = scan(path)
-    return [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in rows
-    ], damaged
+    for row in rows:
+        if None in row.values():
+            row.update({key: math.nan for key, value in row.items() if value is None})
+    return rows, damaged
 
 
 def scan(path: Path) -> tuple[list[Row], list[int]]:
@@ -132,6 +133,8 @@ def scan(path: Path) -> tuple[list[Row], list[int]]:
         raise LinnetError(
             f"{path} cannot be read ({error.strerror}): check what it is and its rights"
         ) from error
+    if (whole_rows := _rows_at_once(content)) is not None:
+        return whole_rows, []
     rows: list[Row] = []
     damaged: list[int] = []
     for number, (row, whole, _) in enumerate(_lines(content), start=1):
@@ -176,6 +179,18 @@ def mend_last_line(file: int) -> None:
         os.write(file, b"\n")
     else:
         os.ftruncate(file, start + last)
+
+
+def _rows_at_once(content: bytes) -> list[Row] | None:
+    """All rows by one call of the parser, in half the time; None where a line is torn, empty or damaged."""
+    *lines, rest = content.split(b"\n")
+    try:
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        return None
+    # A comma or a bracket in a damaged line can join or divide rows: then they are not as many as lines.
+    whole = not rest and len(rows) == len(lines) and all(type(row) is dict for row in rows)
+    return rows if whole else None
 
 
 def _lines(content: bytes) -> Iterator[tuple[Row | None, bool, int]]:

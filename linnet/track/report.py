@@ -10,7 +10,9 @@ How    From the run folder's files alone, so that a page can be drawn of any run
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from linnet.track.curves import run_figures
@@ -22,35 +24,36 @@ TEMPLATE = "report.html.j2"
 SHARE = 0.01  # of the time that redrawing may take
 
 
-def write_report(root: Path) -> None:
-    """Draw report.html of the run `root` anew; its lock tells whether it trains at the moment.
+def write_report(root: Path, *, running: bool | None = None) -> None:
+    """Draw report.html of the run `root` anew. `running`: whether it trains; None looks at its lock.
 
     Raises:
         DiskError: it cannot be written.
     """
-    _write(root, page=Page(TEMPLATE), running=None)
+    _write(root, page=Page(TEMPLATE), running=running)
 
 
 class LiveReport:
-    """report.html of a run that this process is training."""
+    """report.html of a run that this process is training. `clock`: seconds from any origin; a test gives its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
         self._page = Page(TEMPLATE)
-        self._due = 0.0  # time.monotonic() from which on it may be drawn again
+        self._clock = clock
+        self._due = -math.inf  # when it may be drawn again
 
     def offer(self) -> None:
         """Something new can be shown: redraw, unless the last redraw cost more than 1 % of the time since."""
-        started = time.monotonic()
+        started = self._clock()
         if started < self._due:
             return
         _write(self._root, page=self._page, running=True)
-        ended = time.monotonic()
+        ended = self._clock()
         self._due = ended + (ended - started) / SHARE
 
     def close(self) -> None:
         """The training has ended, one way or the other: draw its last state."""
-        _write(self._root, page=self._page, running=False)
+        write_report(self._root, running=False)
 
 
 def _write(root: Path, *, page: Page, running: bool | None) -> None:

@@ -177,7 +177,11 @@ def _measure(run: RunSummary, rows: list[Row]) -> None:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # A whole number beyond all floats.
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _weigh(model: Path, run: RunSummary) -> None:
