@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from linnet.config import SINKS
 from linnet.track.sinks.steps import Follow, Step
+from linnet.track.sinks.wandb_file import records
 from tests.commands import Command, runner
 from tests.training.test_resume import KEYS, UNEQUAL, write_text
 from tests.warm import Warm
@@ -77,7 +77,7 @@ def in_wandb(run: Path) -> Points:
     [folder] = (run / "wandb").glob("offline-run-*")
     [path] = folder.glob("run-*.wandb")
     points: Points = {}
-    for raw in log_records(path.read_bytes()):
+    for raw in records(path.read_bytes()):
         record = Record.FromString(raw)
         if record.WhichOneof("record_type") != "history":
             continue
@@ -88,24 +88,6 @@ def in_wandb(run: Path) -> Points:
             if name.startswith(("train/", "validation/")):
                 add(points, name, values["_step"], float(value))
     return points
-
-
-def log_records(content: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, records cut into parts) after 7 bytes."""
-    place, record = 7, b""
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        if kind == 0:
-            break
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
 
 
 def in_trackio(run: Path) -> Points:
@@ -213,11 +195,16 @@ def running_sinks(folder: Path) -> list[int]:
     return found
 
 
-def bring_up_to_date(name: str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command that a sentence names, as it is typed."""
-    command = [sys.executable, "-m", "linnet.track.sinks", name, "run"]
+def bring_up_to_date(name: str, folder: Path, *, first: str = "") -> subprocess.CompletedProcess[str]:
+    """The command that a sentence names, as it is typed; `first` is what the shell does before."""
+    command = f"{first} exec {sys.executable} -m linnet.track.sinks {name} run"
     return subprocess.run(
-        command, cwd=folder, text=True, stdin=subprocess.DEVNULL, capture_output=True, check=False, **options
+        ["sh", "-c", command],
+        cwd=folder,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -408,10 +395,14 @@ def test_a_package_that_is_missing_is_said(linnet: Command, folder: Path, packag
 
 
 def test_the_training_does_not_import_a_sink(folder: Path, home: Path) -> None:
-    program = "import sys, linnet.api; print([n for n in ('tensorboard', 'wandb', 'trackio') if n in sys.modules])"
+    program = (
+        "import sys, linnet.api; print([n for n in ('tensorboard', 'wandb', 'trackio') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    program = "import sys, linnet.track.sinks.tensorboard, linnet.track.sinks.wandb; print('torch' in sys.modules)"
+    program = (
+        "import sys, linnet.track.sinks.tensorboard, linnet.track.sinks.wandb; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n", "a sink's process is small"
 
@@ -435,8 +426,7 @@ def test_a_full_disk_is_said_and_the_points_come_when_there_is_room(
     linnet: Command, folder: Path, name: str
 ) -> None:
     assert linnet(*TRAIN).code == 0
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))}
-    full = bring_up_to_date(name, folder, **limit)
+    full = bring_up_to_date(name, folder, first="ulimit -f 8;")  # no file grows beyond 4 KiB (bash: 8)
     assert full.returncode != 0, full.stdout + (folder / "run" / name / "output.log").read_text()
     assert full.stdout.endswith(f"`python -m linnet.track.sinks {name} run` brings them.\n"), full
     assert "Traceback" not in full.stdout + full.stderr

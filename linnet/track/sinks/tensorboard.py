@@ -41,7 +41,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, facts: Mapping[str, Any], step: int) -> None:
         files = sorted(folder.glob("events.out.tfevents.*"))
-        self.first = min(step, _newest_step(files) + 1)
+        self.first = min(step, _newest_step(files))  # the newest is done again: it may be there in part
         self._started = _seconds(facts["started"].get("time"))
         # Readers take the files by name, and the second of the start is what begins a name.
         while files and int(time.time()) <= int(files[-1].name.split(".")[3]):
@@ -79,8 +79,8 @@ class TensorBoard:
 
 
 def _newest_step(files: list[Path]) -> int:
-    """The newest step that a reader of these event files would show; -1 for none."""
-    newest = -1
+    """The newest step that a reader of these event files would show; 0 for none."""
+    newest = 0
     for file in files:
         for event in EventFileLoader(str(file)).Load():
             if event.HasField("session_log"):

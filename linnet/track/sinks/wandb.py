@@ -28,7 +28,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from linnet import files
+from linnet.errors import LinnetError
 from linnet.track.sinks.steps import Step
+from linnet.track.sinks.wandb_file import steps_in
 
 PROJECT = "linnet"
 REACH_S = 5.0  # Most seconds to find out whether the server of W&B answers.
@@ -63,7 +65,7 @@ class Wandb:
         self, name: str, root: Path, *, folder: Path, facts: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         self._name = name
-        self._newest = -1
+        self._posted, self._newest = 0, -1
         os.environ |= _environment(name, folder)
         self._module: Any = importlib.import_module(name)
         named: dict[str, Any] = {
@@ -72,12 +74,14 @@ class Wandb:
         }
         named["config"] = {**facts["recipe"], "chosen": facts["chosen"]}
         if name == "trackio":
-            self._project, self._run = named["project"], named["name"]
-            self._module.init(**named, resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False)
+            self._project, self._run_name = named["project"], named["name"]
+            self._run = self._module.init(
+                **named, resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False
+            )
             self.first = self._kept_by_trackio() + 1
         else:
-            run = _start_wandb(self._module, root, run_id=_run_id(folder, facts), named=named, say=say)
-            self.first = run.step
+            self._run = _start_wandb(self._module, root, run_id=_run_id(folder, facts), named=named, say=say)
+            self.first = self._run.step
 
     def post(self, step: Step) -> None:
         """Log a step once."""
@@ -87,17 +91,22 @@ class Wandb:
                 columns=["prompt", "text"], data=[list(sample) for sample in step.samples]
             )
         self._module.log(values, step=step.number)
-        self._newest = step.number
+        self._posted, self._newest = self._posted + 1, step.number
 
     def finish(self) -> None:
-        """Return when all has arrived. trackio only warns when it cannot write, so it is asked what it has."""
+        """Return when all has arrived. Neither says so when it cannot write (a full disk), so their files are read."""
         self._module.finish()
-        if self._name == "trackio" and self._kept_by_trackio() < self._newest:
-            raise OSError(f"trackio kept the steps up to {self._kept_by_trackio()} of {self._newest}")
+        if self._name == "trackio":
+            if self._kept_by_trackio() < self._newest:
+                raise LinnetError(f"trackio kept the steps up to {self._kept_by_trackio()} of {self._newest}")
+        elif self._run.settings.mode == "offline":
+            steps = steps_in(Path(self._run.settings.sync_file))
+            if steps is not None and len(steps) < self._posted:
+                raise LinnetError(f"wandb kept {len(steps)} of {self._posted} steps")
 
     def _kept_by_trackio(self) -> int:
         storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
-        newest = storage.get_max_step_for_run(self._project, self._run)
+        newest = storage.get_max_step_for_run(self._project, self._run_name)
         return -1 if newest is None else int(newest)
 
 
