@@ -155,9 +155,12 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
             "it is.",
             file=sys.stderr,
         )
+    tokenizer = load_tokenizer(str(folder))
     run = RunFolder(folder.parent)
-    reads = run.recipe_values().get("data", {}).get("reads", "start") if folder == run.model else "start"
-    return Model(network, load_tokenizer(str(folder)), template=template, reads=reads)
+    if folder != run.model:
+        return Model(network, tokenizer, template=template)
+    reads = run.recipe_values().get("data", {}).get("reads", "start")
+    return Model(network, tokenizer, template=template, reads=reads, block_size=run.block_size())
 
 
 def _look_only(request: opening.Request, *, folder: RunFolder, only: str) -> Run:

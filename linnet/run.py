@@ -79,6 +79,15 @@ class RunFolder:
         except LinnetError:
             return {}
 
+    def block_size(self) -> int | None:
+        """What train.block_size was at the last start; None where environment.json is missing or damaged."""
+        try:
+            starts = json.loads(self.environment.read_bytes())["starts"]
+            value = starts[-1]["choices"]["block_size"]["value"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return value if isinstance(value, int) and value > 0 else None
+
     def write_recipe(self, recipe: Recipe) -> None:
         """recipe.toml with every default written out; "auto" stays "auto"."""
         files.write_file(self.recipe, [dump_recipe(recipe).encode()])

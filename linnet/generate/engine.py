@@ -49,7 +49,8 @@ class Model:
     The network is used where it lies and as it is (device, dtype): `linnet.load` prepares one, and the training
     loop passes its own. A tokenizer with more ids than the network is a LinnetError.
     `template`: that of a model trained on turns; None: a prompt is text that goes on. `reads`: the recipe's
-    data.reads, what of an article too long is read to summarize it.
+    data.reads, what of an article too long is read to summarize it. `block_size`: of its training, where that is known
+    and smaller than the window: an article that goes on is composed in rows of that size.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Model:
         *,
         template: Template | None = None,
         reads: str = "start",
+        block_size: int | None = None,
     ) -> None:
         check_vocabulary(network, tokenizer)
         self.network = network
         self.tokenizer = tokenizer
         self.template = template
         self.reads = reads
+        self.block_size = block_size
 
     def generate(self, prompt: str = "", **options: Unpack[WritingOptions]) -> str:
         """Answer `prompt`, or continue it where the model has no template; returns the text without it.
@@ -99,9 +102,10 @@ class Model:
         sampling_options: SamplingOptions = options
         sampling = Sampling(**sampling_options)
         turns = asked.turns(self.template)
-        if turns is None or self.layout is None:
+        layout = self.training_layout if asked.continue_sections else self.layout
+        if turns is None or layout is None:
             return Writing(self, self._encode_raw(prompt), sampling)
-        answer = Answer(self.layout, turns, reply=sampling.max_new_tokens, goes_on=asked.continue_sections)
+        answer = Answer(layout, turns, reply=sampling.max_new_tokens, goes_on=asked.continue_sections)
         return Writing(self, answer.prompt, sampling, answer=answer)
 
     def encode_prompt(self, prompt: str = "", **options: Unpack[WritingOptions]) -> list[int]:
@@ -114,10 +118,19 @@ class Model:
     @cached_property
     def layout(self) -> Layout | None:
         """How turns lie in the window: n_positions ids that are read, and one more that is predicted."""
+        return self._layout(self.network.config.n_positions)
+
+    @cached_property
+    def training_layout(self) -> Layout | None:
+        """The same in the rows of the training, which may be smaller."""
+        return self._layout(
+            min(self.block_size or self.network.config.n_positions, self.network.config.n_positions)
+        )
+
+    def _layout(self, positions: int) -> Layout | None:
         if self.template is None:
             return None
-        size = self.network.config.n_positions + 1
-        return Layout(self.template, self.tokenizer, size=size, reads=self.reads)
+        return Layout(self.template, self.tokenizer, size=positions + 1, reads=self.reads)
 
     def _encode_raw(self, prompt: str) -> list[int]:
         return self.tokenizer.prefix + self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]

@@ -85,3 +85,33 @@ def test_a_template_of_another_origin_is_said_once(command: Command, tmp_path: P
     assert code == 0
     assert out
     assert err.count("not executed") == err.count("\n") == 1
+
+
+def test_an_article_goes_on_in_the_rows_of_its_training(tmp_path: Path) -> None:
+    words = " ".join(f"Bird {i} sings at dawn and flies." for i in range(60))
+    rows = [{"abstract": f"On bird {i}.", "article": f"{i} {words}"} for i in range(30)]
+    (tmp_path / "papers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = linnet.train(
+        "papers",
+        run=tmp_path / "run",
+        data={"source": str(tmp_path / "papers.jsonl"), "prepared": str(tmp_path / "prepared")},
+        tokenizer={"name": "bpe", "vocab_size": 300},
+        model={"init_from": "scratch", "n_layer": 1, "n_head": 1, "n_embd": 16, "n_positions": 256},
+        train={"steps": 1, "batch_size": 1, "block_size": 96},
+        sample={"prompts": []},
+    )
+    model = run.load()
+    assert model.network.config.n_positions == 256
+    shift(model.network, model.tokenizer.end_of_text, by=-100.0)
+    writing = model.start("On linnets.", continue_sections=True, max_new_tokens=300, seed=1)
+    row = writing._row()
+    for token in writing.draw_tokens():
+        row.append(token)
+        assert len(row.ids) <= 96
+    assert len(writing.tokens) == 300
+    # Without the run's papers, and for a prompt that does not go on, it is the model's own window.
+    (tmp_path / "run" / "environment.json").write_text("{}")
+    other = run.load().start("On linnets.", continue_sections=True)
+    for whole in (other, model.start("On linnets.")):
+        assert whole.answer is not None
+        assert whole.answer.layout.size == 257
