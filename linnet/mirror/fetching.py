@@ -87,8 +87,9 @@ def _refuse(folder: Path, *, step: int, root: Path, here: list[int], recipe: str
             "with --run."
         )
     if here:
-        starts = starts_of(checkpoint / RUN, step=step)
-        refuse_other_run(starts, starts_of(root, step=here[0]), folder=folder, root=root)
+        run = _checkpoint(root, here[0]) / RUN  # Brought home, and the process died before it was unpacked.
+        ours = starts_of(run if run.is_dir() else root, step=here[0])
+        refuse_other_run(starts_of(checkpoint / RUN, step=step), ours, folder=folder, root=root)
 
 
 def _bring(folder: Path, root: Path, *, step: int, tell: Tell) -> None:
