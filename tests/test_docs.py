@@ -115,7 +115,7 @@ def keys() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_prose_exist(page: Path) -> None:
-    """Verbs, options and keys of `linnet ...`, scripts and options of `python benchmarks/...`, targets of `make ...`."""
+    """Verbs, options and keys of `linnet`, options of `python benchmarks/...`, targets of `make`."""
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for span in SPAN.findall(prose(page)):

@@ -1,6 +1,6 @@
 """Every command of README and docs, as it is written.
 
-The pages that only look at data run with the fast tests; those that train to the end with the slow ones. The hub is
+The pages that only look at data run with the fast tests, the others with the slow ones. The hub is
 tests/loopback_hub.py. What is not run is in `NOT_RUN`.
 """
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,8 +19,8 @@ from tests.pages import ROOT, Reader, blocks_of, pages, publish
 from tests.warm_shell import WarmShell
 
 SYSTEMS = ("README.md", "math.md", "chat.md", "scratch.md", "lines.md", "papers.md")
-# Pages without a long training; they take for granted the runs that they name.
-FAST = ("prepare.md", "inspect.md", "eval.md", "formats.md", "filters.md", "hub.md", "runs.md", "generate.md")
+# Pages that only look at data.
+FAST = ("prepare.md", "formats.md", "filters.md", "hub.md")
 # Page -> how many of its blocks are not run. Each says why on the page.
 NOT_RUN = {"README.md": 1, "CONTRIBUTING.md": 1, "demo.md": 1, "train.md": 1}
 MOVED = {"scientific_papers": "armanc/scientific_papers"}
@@ -29,7 +30,15 @@ def has_commands(page: Path) -> bool:
     return any(block.language in ("sh", "python") and block.mark != "not run" for block in blocks_of(page))
 
 
+# The others; they take for granted the runs that they name and do not make.
 SLOW = [page.name for page in pages() if has_commands(page) and page.name not in (*SYSTEMS, *FAST)]
+
+
+class Shell(NamedTuple):
+    """Where pages are typed: the environment, and a folder for runs that pages take for granted."""
+
+    env: dict[str, str]
+    store: Path
 
 
 def environment(base: Path, endpoint: str, path: str) -> dict[str, str]:
@@ -46,17 +55,15 @@ def environment(base: Path, endpoint: str, path: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shell(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[dict[str, str]]:
-    """The environment of a shell in which `linnet` and `python` are warm; the hub has made up rows."""
+def shell(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    """Where `linnet` and `python` are warm. The hub's data are small and made up; with a parameter, real."""
     base = tmp_path_factory.mktemp("pages")
     publish(base / "hub", real=getattr(request, "param", None))
     with LoopbackHub(base / "hub", moved=MOVED) as hub:
         env = environment(base, hub.endpoint, f"{base}/bin{os.pathsep}/usr/bin{os.pathsep}/bin")
         env["PYTHONPATH"] = str(ROOT)
         with WarmShell(base / "bin", env):
-            yield env | {"STORE": str(base / "store")}
+            yield Shell(env, base / "store")
 
 
 def page_named(name: str) -> Path:
@@ -70,15 +77,15 @@ def activate(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_a_page_about_data_and_models(shell: dict[str, str], tmp_path: Path, name: str) -> None:
-    Reader(tmp_path, shell, store=Path(shell["STORE"])).read(page_named(name))
+def test_a_page_about_data(shell: Shell, tmp_path: Path, name: str) -> None:
+    Reader(tmp_path, shell.env, store=shell.store).read(page_named(name))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SLOW)
-def test_a_page_that_trains(shell: dict[str, str], tmp_path: Path, name: str) -> None:
-    Reader(tmp_path, shell, store=Path(shell["STORE"])).read(page_named(name))
+def test_a_page_that_trains(shell: Shell, tmp_path: Path, name: str) -> None:
+    Reader(tmp_path, shell.env, store=shell.store).read(page_named(name))
 
 
 def give_real_data(folder: Path, shared: Path) -> None:
@@ -89,14 +96,22 @@ def give_real_data(folder: Path, shared: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("shell", [pytest.param(SHARED_DATA, id="real")], indirect=True)
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system(shared_data: Path, shell: dict[str, str], tmp_path: Path, name: str) -> None:
+def test_a_system(shell: Shell, tmp_path: Path, name: str) -> None:
     """README and the five pages make all that they use."""
-    reader = Reader(tmp_path, shell)
-    give_real_data(tmp_path, shared_data)
+    reader = Reader(tmp_path, shell.env)
     activate(tmp_path)
     reader.read(page_named(name))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shell", [pytest.param(SHARED_DATA, id="real")], indirect=True)
+@pytest.mark.parametrize("name", SYSTEMS[1:])
+def test_what_is_quoted_of_real_data(shared_data: Path, shell: Shell, tmp_path: Path, name: str) -> None:
+    reader = Reader(tmp_path, shell.env)
+    give_real_data(tmp_path, shared_data)
+    reader.compare_quotes(page_named(name))
 
 
 def test_what_is_not_run_is_listed() -> None:

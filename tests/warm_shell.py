@@ -109,7 +109,7 @@ def run(words: list[str], folder: str, streams: list[int]) -> None:
         os.chdir(folder)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in enumerate("rww"))
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in enumerate("rww"))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = words
         if words[0] == "linnet":
