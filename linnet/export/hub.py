@@ -26,6 +26,7 @@ from linnet.hub import causes, no_telemetry, why_not
 from linnet.model.resolve import resolve_model
 from linnet.track.card import BESIDE, name_repository, unseal, write_card
 from linnet.track.lineage import CARD, HUB_NAME
+from linnet.track.progress import printable
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -184,6 +185,8 @@ def _in_words(repository: str) -> Iterator[None]:
 def _reason(error: Exception, repository: str) -> str:
     """Why the hub did not take it, and what to do."""
     chain = list(causes(error))
+    if isinstance(error, ValueError) and CARD in str(error):
+        return f"it refuses the metadata at the head of {CARD} ({_one_line(error)}); mend it there"
     for one in chain:
         response: Any = getattr(one, "response", None)
         status = getattr(response, "status_code", None)
@@ -195,14 +198,20 @@ def _reason(error: Exception, repository: str) -> str:
         if status == 429 or (status and status >= 500):
             return f"the hub is busy or in trouble (status {status}); the same command goes on later"
         if status:
-            said = " ".join(str(getattr(one, "server_message", None) or "no reason given").split())
-            return f"the hub answers with status {status} ({said[:200]})"
-    if isinstance(error, ValueError) and CARD in str(error):
-        return f"it refuses the metadata at the head of {CARD} ({' '.join(str(error).split())[:200]}); mend it there"
+            said = getattr(one, "server_message", None) or "no reason given"
+            return f"the hub answers with status {status} ({_one_line(said)})"
+    kinds = {type(one).__name__ for one in chain}
+    if kinds & {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout"}:
+        return why_not(error)
     if any(
         isinstance(one, TimeoutError | ConnectionError) or "Protocol" in type(one).__name__ for one in chain
     ):
         return (
             "the connection broke; the same command goes on, and sends no large file again that has arrived"
         )
-    return why_not(error)
+    first = chain[-1]  # What the others came of.
+    return f"its client gave up ({type(first).__name__}: {_one_line(first)}); try the same command again"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(printable(str(text)).split())[:200]
