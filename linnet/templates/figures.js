@@ -18,7 +18,7 @@ function colours() {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 13, color: colour("--faint") },
     legend: { font: { color: colour("--ink") }, bgcolor: "rgba(0,0,0,0)" },
-    hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
+    hoverlabel: { namelength: -1, bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--ink") },
     xaxis: { ...axis, showgrid: false, showline: true, ticks: "outside", tickcolor: colour("--line") },
     yaxis: { ...axis, zeroline: false },
@@ -33,11 +33,13 @@ function draw(width) {
   for (const figure of page.figures) {
     const data = figure.data.map((trace, index) => ({ ...trace, x: figure.x[key][index] }));
     const xaxis = {
-      title: { text: chosen.title, standoff: 8 }, tickformat: chosen.tickformat, nticks: 9, range: chosen.range.slice(),
+      title: { text: chosen.title, standoff: 8 }, tickformat: chosen.tickformat, nticks: 9, dtick: chosen.dtick,
+      range: chosen.range.slice(), unifiedhovertitle: { text: chosen.title + " %{x}" }, hoverformat: chosen.hoverformat,
     };
-    const size = width ? { width: width, autosize: false } : { autosize: true };
+    const graph = document.getElementById("figure-" + figure.id);
+    const size = width ? { width: width, height: graph.clientHeight, autosize: false } : { autosize: true };
     Plotly.react(
-      "figure-" + figure.id, data,
+      graph, data,
       { ...structuredClone(figure.layout), ...layout, ...size, xaxis: xaxis, dragmode: touched ? false : "zoom" },
       {
         displaylogo: false, responsive: true, displayModeBar: touched ? true : "hover",
@@ -47,6 +49,13 @@ function draw(width) {
       },
     );
   }
+}
+
+// Plotly labels all digits of a logarithmic axis. Over a whole decade they touch: 1, 2 and 5 suffice.
+function thinOutLabels(graph) {
+  const axis = graph.layout.yaxis;
+  const dtick = axis.type === "log" && axis.range[1] - axis.range[0] >= 1 ? "D2" : null;
+  if ((axis.dtick ?? null) !== dtick) Plotly.relayout(graph, { "yaxis.dtick": dtick });
 }
 
 function slide(samples) {
@@ -67,6 +76,11 @@ const samples = document.getElementById("samples");
 if (samples) slide(samples);
 if (page.figures.length) {
   draw();
+  for (const figure of page.figures) {
+    const graph = document.getElementById("figure-" + figure.id);
+    graph.on("plotly_afterplot", () => thinOutLabels(graph));
+    thinOutLabels(graph);
+  }
   document.querySelector(".axes").addEventListener("change", () => draw());
   dark.addEventListener("change", () => draw());
 }

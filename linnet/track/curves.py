@@ -7,8 +7,9 @@ How    A line is thinned out to 2,000 points, its spikes kept: a page of 100,000
        Numbers travel as base64 of their bytes, the form that plotly.js reads without parsing; NaN makes a gap.
        Colours are of middle lightness, readable on white and on black; all other colours are set by figures.js.
 
-The document: {"axes": [{key, name, title, tickformat, range}], "figures": [{id, title, note, data, layout, x}]}.
-`data` and `layout` are plotly's; `x` holds for each axis the places of each trace, put in when the axis is chosen.
+The document: {"axes": [{key, name, title, tickformat, hoverformat, range, dtick}], "figures": [{id, title, note,
+entries, data, layout, x}]}. `data` and `layout` are plotly's; `x` holds for each axis the places of each trace, put in
+when the axis is chosen; `entries` counts the lines of the legend.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ COLOURS = ["#3B8FD1", "#E0662C", "#1FA67A", "#CC79A7", "#D99A00", "#8A7FD6", "#8
 DASHES = ["solid", "dash", "dot", "dashdot"]
 SMOOTH_FROM = 20  # steps; fewer are drawn as they are
 LOGARITHMIC_FROM = 2.0  # largest / smallest loss: from scratch it falls from 10 to 3 in the first percent
-_AXES = {
-    "step": ("steps", "training step", ",d"),
-    "tokens": ("tokens", "tokens", "~s"),
-    "time": ("time", "training time ({unit})", ",~f"),
+_AXES = {  # key: name, title, format at the axis, format under the pointer
+    "step": ("steps", "training step", ",~f", ",~f"),
+    "tokens": ("tokens", "tokens", "~s", ",.0f"),
+    "time": ("time", "training time ({unit})", ",~f", ",.2~f"),
 }
 MOST_MARKED = 40  # evaluations that are drawn as dots
 
@@ -236,21 +237,22 @@ def _figure(
     axis: dict[str, Any] = {"hoverformat": measure.hover, "automargin": True, "nticks": 7}
     if measure.tickformat:
         axis["tickformat"] = measure.tickformat
-    if measure.from_zero:
-        axis["rangemode"] = "tozero"
+    axis["rangemode"] = "tozero" if measure.from_zero else "nonnegative"
     if logarithmic:
         axis |= {"type": "log", "tickformat": "~g", "minorloglabels": "complete"}
+    legend = legend and len(lines.traces) > 1
     layout = {
         "yaxis": axis,
-        "showlegend": legend and len(lines.traces) > 1,
+        "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "hovermode": "x unified",
-        "margin": {"l": 48, "r": 16, "t": 10, "b": 44},
+        "margin": {"l": 48, "r": 16, "t": 40 if legend else 10, "b": 44},
     }
     return {
         "id": measure.key,
         "title": measure.title,
         "note": measure.note,
+        "entries": sum(trace.get("showlegend", True) for trace in lines.traces) if legend else 0,
         "data": lines.traces,
         "layout": layout,
         "x": lines.x,
@@ -265,7 +267,7 @@ def _axes(tables: Sequence[Columns]) -> list[dict[str, Any]]:
     """What the curves can be drawn against; time in the unit that fits the longest run."""
     longest = {key: max((table.longest(key) for table in tables), default=0.0) for key in _AXES}
     axes = []
-    for key, (name, title, tickformat) in _AXES.items():
+    for key, (name, title, tickformat, hoverformat) in _AXES.items():
         unit, scale = _time_unit(longest[key]) if key == "time" else ("", 1.0)
         if key == "step" or longest[key]:
             stop = max(longest[key], 1.0) / scale
@@ -275,8 +277,10 @@ def _axes(tables: Sequence[Columns]) -> list[dict[str, Any]]:
                     "name": name,
                     "title": title.format(unit=unit),
                     "tickformat": tickformat,
+                    "hoverformat": hoverformat,
                     "scale": scale,
                     "range": [-0.01 * stop, 1.02 * stop],
+                    "dtick": 1 if stop <= 8 and key == "step" else None,
                 }
             )
     return axes

@@ -232,6 +232,12 @@ def _starts(starts: list[Any]) -> list[Start]:
         differences = [_difference(c["key"], c["old"], c["new"]) for c in start["changes"]]
         if number:
             before = starts[number - 1]
+            # Memory changes by itself, and a choice follows from a key that has just been named.
+            said = {
+                CHANGES_BY_ITSELF,
+                "memory",
+                *(str(c["key"]).rpartition(".")[2] for c in start["changes"]),
+            }
             for old, new in (
                 (before["machine"], start["machine"]),
                 (_values(before["choices"]), _values(start["choices"])),
@@ -239,7 +245,7 @@ def _starts(starts: list[Any]) -> list[Start]:
                 differences += [
                     _difference(key, old.get(key), new[key])
                     for key in new
-                    if old.get(key) != new[key] and key not in (CHANGES_BY_ITSELF, "memory")
+                    if old.get(key) != new[key] and key not in said
                 ]
         time = str(start["time"])[:16].replace("T", " ")
         found.append(Start(int(start["step"]), time, str(start["command"]), differences))
