@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from linnet.errors import LinnetError
 from linnet.mirror import Mirror, restore, watching
 from linnet.mirror.process import Copier
 from tests.training.test_resume import (
+    STEPS,
     TRAIN,
     Result,
     folder_with_text,
@@ -53,6 +55,12 @@ def folder() -> Iterator[Path]:
     with folder_with_text() as folder:
         (folder / "drive").mkdir()
         yield folder
+
+
+def can_mount() -> bool:
+    """Whether this system lets an ordinary user mount a disk of its own."""
+    command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and not subprocess.run(command, capture_output=True).returncode
 
 
 def disturbed(**faults: Any) -> dict[str, str]:
@@ -144,11 +152,27 @@ def test_a_fresh_machine_goes_on_from_the_mirror(warm: Warm, folder: Path, whole
     assert steps(folder / "drive/run") == [25, 30]
 
 
+@pytest.mark.parametrize("argv", [TRAIN, MIRRORED])
+def test_killed_between_bringing_and_unpacking(
+    warm: Warm, folder: Path, whole: Result, argv: tuple[str, ...]
+) -> None:
+    """What came home is one folder, so the next start goes on from it, with the mirror or without."""
+    stop_at_step_7(warm, folder)
+    shutil.rmtree(folder / "run")
+    restore(folder / "run", folder / "drive", recipe="scratch", say=print)
+    assert [path.name for path in (folder / "run").iterdir()] == ["checkpoints"]
+    code, output = warm.run(*argv, folder=folder)
+    assert code == 0, output
+    assert "goes on at step 7" in output
+    assert result_of(folder / "run") == whole
+
+
 def test_a_damaged_copy_is_passed_over_and_said(warm: Warm, folder: Path, whole: Result) -> None:
     stop_at_step_7(warm, folder)
     shutil.rmtree(folder / "run")
     flip_byte(weights(folder / "drive/run", 7))
     (folder / "drive/run/checkpoints/.step-00000009.tmp").mkdir()
+    (folder / "drive/run/model").rename(folder / "drive/run/.model.old")  # Killed between two renames.
     output = run(warm, folder)
     assert "drive/run/checkpoints/step-00000007/weights.safetensors is damaged" in output
     assert "goes on at step 5" in output
@@ -284,6 +308,30 @@ def test_a_full_mirror_is_said_once_and_tried_again(warm: Warm, folder: Path, wh
     assert not list((folder / "drive").rglob(".*"))
     assert "finished" in run(warm, folder)
     assert steps(folder / "drive/run") == [30]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="needs `unshare -Urm` to mount a small disk")
+def test_a_real_small_disk(folder: Path, whole: Result) -> None:
+    """80 kB do not take a checkpoint, 2 MB all but the report (5 MB), 20 MB everything."""
+    train = shlex.join([sys.executable, "-m", "linnet", *MIRRORED])
+    script = f"""
+        mount -t tmpfs -o size=80k none drive; {train} 2> said-1
+        mount -o remount,size=2m none drive; {train} > said-2
+        cp -r drive/run copy
+        mount -o remount,size=20m none drive; {train} > said-3
+        cmp run/report.html drive/run/report.html"""
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-ec", script], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third = ((folder / f"said-{number}").read_text() for number in (1, 2, 3))
+    assert first.count("has no copy of step 5 (No space left on device)") == 1
+    assert first.count("The mirror") == 2
+    assert "it is safe here, and the same command copies it" in first
+    assert "has step 30 without its report.html (No space left on device)." in second
+    assert "mirror" not in third
+    assert weights(folder / "copy", STEPS).read_bytes() == whole.tensors["weights.safetensors"]
 
 
 def test_a_mirror_that_is_no_folder(warm: Warm, folder: Path, whole: Result) -> None:

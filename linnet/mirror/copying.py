@@ -66,8 +66,6 @@ def copy_run(
             files.verify_manifest(new)
             files.verify_manifest(new / RUN)
     _copy_small(held, folder, row_bytes=state["row_bytes"])
-    if (held / REPORT).is_file():
-        files.write_file(folder / REPORT, pieces(held / REPORT))
     prune(
         checkpoints,
         newest=step,
@@ -75,6 +73,12 @@ def copy_run(
         best_step=state["loop"]["best_step"] or None,
     )
     return device
+
+
+def copy_report(held: Path, folder: Path) -> None:
+    """report.html; by itself, since its 5 MB may be too much where a small model is not."""
+    if (held / REPORT).is_file():
+        files.write_file(folder / REPORT, pieces(held / REPORT))
 
 
 def _reach(place: Path, *, name: str, device: int | None) -> int:
@@ -165,7 +169,11 @@ def is_copy(checkpoint: Path, copy: Path) -> bool:
 
 def copy_model(source: Path, target: Path, *, tell: Tell) -> None:
     """model/ with a manifest, unless it is there already; of its card whatever has changed."""
+    files.make_folder(target.parent)
+    files.repair_folder(target)
     names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    if not names:
+        return
     card = [name for name in names if name.suffix in CARD]
     hashes = {name.as_posix(): files.sha256_file(source / name) for name in names if name not in card}
     try:

@@ -4,7 +4,8 @@ Why    A fresh machine has an empty runs/, a crashed one a damaged checkpoint: t
 How    Two halves. `fetch`, in the mirror's own process, brings the newest good checkpoint that is newer than the good
        ones at home, with rows, recipe, environment and model/ inside it, as one folder that appears by one rename.
        `unpack`, at each start, puts these in their places and then removes them from the checkpoint; cut off
-       anywhere, the next start does it again. At the mirror nothing is written: it may be read-only.
+       anywhere, the next start does it again. At the mirror nothing is written, it may be read-only; only where a kill
+       cut off the replacement of its model/ that is ended.
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ def _bring(folder: Path, root: Path, *, step: int, tell: Tell) -> None:
             copy_tree(_checkpoint(folder, step), new, tell=tell)
             files.verify_manifest(new)
             files.verify_manifest(new / RUN)
+            if not (folder / "model").exists():
+                files.repair_folder(folder / "model")  # A kill between the two renames of its replacement.
             copy_tree(folder / "model", model := new / RUN / "model", tell=tell)
-            if model.is_dir():
-                files.verify_manifest(model)
-                operations.unlink(model / files.MANIFEST)
+            files.verify_manifest(model)
+            operations.unlink(model / files.MANIFEST)
             if (folder / REPORT).is_file():
                 copy_file(folder / REPORT, new / RUN / REPORT, tell=tell)
         except FormatVersionError:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from linnet.errors import DiskError, LinnetError
-from linnet.mirror.copying import MirrorError, copy_run
+from linnet.mirror.copying import MirrorError, copy_report, copy_run
 from linnet.mirror.fetching import fetch
 
 Message = dict[str, Any]
@@ -106,11 +106,15 @@ def _work(job: Message) -> Message:
             return {"done": fetch(root, place=place, name=name, recipe=job["recipe"], tell=tell, say=say)}
         held, step = Path(job["held"]), job["step"]
         device = copy_run(held, root=root, place=place, name=name, step=step, device=job["device"], tell=tell)
+        try:
+            copy_report(held, place / name)
+        except (OSError, DiskError) as error:
+            return {"done": step, "device": device, "no_report": _reason(error)}
         return {"done": step, "device": device}
     except MirrorError as error:
         return {"failed": str(error)}
     except DiskError as error:
-        return {"failed": _reason(error.__cause__)}
+        return {"failed": _reason(error)}
     except LinnetError as error:
         return {"refused": str(error)}
     except Exception as error:
@@ -119,6 +123,8 @@ def _work(job: Message) -> Message:
 
 def _reason(error: BaseException | None) -> str:
     """`No space left on device: /drive/...`"""
+    if isinstance(error, DiskError):  # Its own advice, to start again, is not for a mirror.
+        error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return f"{type(error).__name__}: {error}"

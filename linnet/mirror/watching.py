@@ -160,9 +160,11 @@ class Mirror:
         self._running = None
         if "done" in answer:
             self._copied, self._device = step, answer["device"]
-            if self._trouble:
+            if "no_report" in answer:
+                self._has_trouble(f"has step {step:,} without its report.html ({answer['no_report']})")
+            elif self._trouble:
                 self.say(f"The mirror {self.folder} is there again: it has step {step:,}.")
-            self._trouble = False
+            self._trouble = "no_report" in answer
         elif "refused" in answer:
             self._has_trouble(f"has no copy of step {step:,}: {answer['refused']}")
         else:
