@@ -100,6 +100,7 @@ class Wandb:
             if self._kept_by_trackio() < self._newest:
                 raise LinnetError(f"trackio kept the steps up to {self._kept_by_trackio()} of {self._newest}")
         elif self._run.settings.mode == "offline":
+            self._module.teardown()  # returns when its process has ended, and the last row is in the file
             steps = steps_in(Path(self._run.settings.sync_file))
             if steps is not None and len(steps) < self._posted:
                 raise LinnetError(f"wandb kept {len(steps)} of {self._posted} steps")
@@ -144,6 +145,7 @@ def _start_wandb(
         try:
             return wandb.init(**named, id=run_id, dir=str(root.absolute()), mode=mode, resume="allow")
         except Exception as error:  # wandb has a dozen kinds of these, and none may cost the rows
+            wandb.teardown()  # its process still has the run under this id
             why = f"its server did not take the run ({str(error).splitlines()[0] if str(error) else 'no answer'})"
     for old in (root / "wandb").glob(f"offline-run-*-{run_id}"):
         shutil.rmtree(old, ignore_errors=True)
