@@ -20,16 +20,11 @@ from linnet import files
 from linnet.errors import LinnetError
 from linnet.mirror import Mirror, restore, watching
 from linnet.mirror.process import Copier
-from tests.training.test_resume import (
-    STEPS,
-    TRAIN,
-    Result,
-    folder_with_text,
-    result_of,
-    write_text,
-)
+from tests.training.test_resume import STEPS, Result, folder_with_text, result_of, write_text
+from tests.training.test_resume import TRAIN as RESUMED
 from tests.warm import Warm
 
+TRAIN = tuple(word.replace("eval_every=10", "eval_every=15") for word in RESUMED)
 MIRRORED = (*TRAIN, "--mirror", "drive")
 FAULTS = Path(__file__).parent / "mirror_faults"
 
@@ -128,6 +123,7 @@ def test_the_process_that_copies_imports_no_torch() -> None:
     assert shown.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_a_finished_run_completes_its_mirror(warm: Warm, folder: Path, whole: Result) -> None:
     code, output = warm.run(*TRAIN, folder=folder)
     assert code == 0, output
@@ -152,7 +148,7 @@ def test_a_fresh_machine_goes_on_from_the_mirror(warm: Warm, folder: Path, whole
     assert steps(folder / "drive/run") == [25, 30]
 
 
-@pytest.mark.parametrize("argv", [TRAIN, MIRRORED])
+@pytest.mark.parametrize("argv", [TRAIN, pytest.param(MIRRORED, marks=pytest.mark.slow)])
 def test_killed_between_bringing_and_unpacking(
     warm: Warm, folder: Path, whole: Result, argv: tuple[str, ...]
 ) -> None:
@@ -181,7 +177,9 @@ def test_a_damaged_copy_is_passed_over_and_said(warm: Warm, folder: Path, whole:
     assert steps(folder / "drive/run") == [25, 30]
 
 
-@pytest.mark.parametrize("name", ["model/model.safetensors", "model/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", pytest.param("model/tokenizer.json", marks=pytest.mark.slow)]
+)
 def test_without_a_whole_copy_it_does_not_begin_again_silently(warm: Warm, folder: Path, name: str) -> None:
     stop_at_step_7(warm, folder)
     shutil.rmtree(folder / "run")
@@ -194,6 +192,7 @@ def test_without_a_whole_copy_it_does_not_begin_again_silently(warm: Warm, folde
     assert not steps(folder / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_damaged_here_comes_from_the_mirror(
     warm: Warm, folder: Path, whole: Result
 ) -> None:
@@ -205,6 +204,7 @@ def test_a_checkpoint_that_is_damaged_here_comes_from_the_mirror(
     assert result_of(folder / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_newer_run_here_wins_and_reaches_the_mirror(warm: Warm, folder: Path, whole: Result) -> None:
     stop_at_step_7(warm, folder)
     faults = {"point": "step", "count": 4, "signals": [signal.SIGTERM]}
@@ -217,6 +217,7 @@ def test_a_newer_run_here_wins_and_reaches_the_mirror(warm: Warm, folder: Path, 
     assert result_of(folder / "run") == whole
 
 
+@pytest.mark.slow
 def test_rows_that_were_written_twice_are_those_of_the_history_that_counts(
     warm: Warm, folder: Path, whole: Result
 ) -> None:
@@ -250,6 +251,7 @@ def test_another_recipe_or_run_under_the_name_is_refused(warm: Warm, folder: Pat
     assert files_of(folder / "run") == here
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_in_both_places_is_refused(warm: Warm, folder: Path) -> None:
     stop_at_step_7(warm, folder)
     shutil.copytree(folder / "run", folder / "here/run")
@@ -267,6 +269,7 @@ def test_a_run_that_went_on_in_both_places_is_refused(warm: Warm, folder: Path) 
     assert files_of(folder / "drive") == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(warm: Warm, folder: Path) -> None:
     (folder / "drive/run").mkdir()
     (folder / "drive/run/photo.jpg").write_bytes(b"x")
@@ -275,6 +278,7 @@ def test_a_folder_of_something_else_is_left_alone(warm: Warm, folder: Path) -> N
     assert files_of(folder / "drive") == {"run/photo.jpg": b"x"}
 
 
+@pytest.mark.slow
 def test_a_drive_that_is_not_mounted_is_an_error_where_nothing_is_here(warm: Warm, folder: Path) -> None:
     argv = (*TRAIN, "--mirror", "media/drive/copies")
     code, output = warm.run(*argv, folder=folder)
@@ -334,6 +338,7 @@ def test_a_real_small_disk(folder: Path, whole: Result) -> None:
     assert weights(folder / "copy", STEPS).read_bytes() == whole.tensors["weights.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_no_folder(warm: Warm, folder: Path, whole: Result) -> None:
     (folder / "drive/run").write_text("a file")
     output = run(warm, folder)
@@ -341,6 +346,7 @@ def test_a_mirror_that_is_no_folder(warm: Warm, folder: Path, whole: Result) -> 
     assert result_of(folder / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_slow_mirror_gets_the_newest(warm: Warm, folder: Path, whole: Result) -> None:
     """6 checkpoints in a second, 3 s for a copy: what is pruned here meanwhile is not pulled away from under it."""
     output = run(warm, folder, delay=0.02)
@@ -359,7 +365,7 @@ def test_a_signal_saves_here_first_and_then_there(warm: Warm, folder: Path, whol
 @pytest.mark.parametrize(
     "kills",
     [
-        3,
+        2,
         pytest.param(12, marks=pytest.mark.slow),
         pytest.param(100, marks=[pytest.mark.slow, pytest.mark.torture, pytest.mark.timeout(3000)]),
     ],
@@ -562,5 +568,5 @@ def test_it_prunes_there_as_here(saved: Path, tmp_path: Path) -> None:
         mirror.offer(step)
         until(mirror, lambda: mirror._running is None)
     mirror.close()
-    assert best == 20
-    assert steps(tmp_path / "drive/run") == [20, 25]
+    assert best == 15
+    assert steps(tmp_path / "drive/run") == [15, 25]
