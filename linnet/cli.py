@@ -102,7 +102,10 @@ def train(
         bool, typer.Option("--accept-changes", help="Go on although data, tokenizer or recipe have changed.")
     ] = False,
     mirror: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy each checkpoint to a second place as well.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Copy each checkpoint there, too; go on from it where it is further."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the settings and the first batch, then stop.")
