@@ -553,6 +553,18 @@ def test_the_process_ends_with_the_training(
     copier.end()
 
 
+def test_a_mirror_that_is_further_is_not_set_back(saved: Path, tmp_path: Path) -> None:
+    """It could not be read when the run started; a damaged one is nothing to keep."""
+    said = Said()
+    watching.complete(saved, tmp_path, step=30, say=said)
+    watching.complete(saved, tmp_path, step=5, say=said)
+    assert "has no copy of step 5 (it is further (30 steps) than this run (5)" in said[0]
+    assert steps(tmp_path / "run") == [30]
+    flip_byte(weights(tmp_path / "run", 30))
+    watching.complete(saved, tmp_path, step=5, say=said)
+    assert steps(tmp_path / "run") == [5]
+
+
 def test_it_prunes_there_as_here(saved: Path, tmp_path: Path) -> None:
     """The newest `train.keep` and the best; here the recipe says 9, so the last checkpoint is made to say 1."""
     home = tmp_path / "run"

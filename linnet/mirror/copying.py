@@ -105,8 +105,12 @@ def _refuse(folder: Path, *, starts: list[Start], step: int, root: Path) -> None
                 f"{folder} holds something else than a run: choose another --mirror, or another name with --run."
             )
         return
-    path = folder / "checkpoints" / f"step-{steps[-1]:08d}"
-    refuse_other_run(starts_of(path / RUN, step=steps[-1]), starts, folder=folder, root=root)
+    for copied in reversed(steps):
+        run = folder / "checkpoints" / f"step-{copied:08d}" / RUN
+        # A checkpoint without it was copied by hand, or trained there.
+        if theirs := starts_of(run if run.is_dir() else folder, step=copied):
+            break
+    refuse_other_run(theirs, starts, folder=folder, root=root)
     for later in steps:
         if later > step and is_whole(folder / "checkpoints" / f"step-{later:08d}"):
             raise MirrorError(
