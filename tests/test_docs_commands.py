@@ -49,6 +49,8 @@ def environment(base: Path, endpoint: str, path: str) -> dict[str, str]:
         "HOME": str(base / "home"),
         "HF_HOME": str(base / "hf"),
         "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": "mine",
+        "HF_HUB_DISABLE_XET": "1",  # The hub of the tests takes uploads by git LFS.
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
     }
@@ -59,7 +61,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """Where `linnet` and `python` are warm. The hub's data are small and made up; with a parameter, real."""
     base = tmp_path_factory.mktemp("pages")
     publish(base / "hub", real=getattr(request, "param", None))
-    with LoopbackHub(base / "hub", moved=MOVED) as hub:
+    with LoopbackHub(base / "hub", moved=MOVED, writers={"mine": "me"}) as hub:
         env = environment(base, hub.endpoint, f"{base}/bin{os.pathsep}/usr/bin{os.pathsep}/bin")
         env["PYTHONPATH"] = str(ROOT)
         with WarmShell(base / "bin", env):
