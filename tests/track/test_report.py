@@ -174,6 +174,8 @@ def test_numbers_that_are_not_finite_leave_gaps() -> None:
             row |= {"loss": float("nan"), "grad_norm": float("inf")} if "loss" in row else {}
     losses, mean = (numbers(trace["y"]) for trace in run_figures(rows)["figures"][0]["data"][:2])
     assert [index + 1 for index, value in enumerate(losses) if np.isnan(value)] == [5, 30]
+    norms = run_figures(rows)["figures"][2]["data"][0]
+    assert not np.isinf(numbers(norms["y"])).any()
     assert np.isnan(mean[4])
     assert np.isfinite(mean[5])
     all_bad = [{**row, "loss": float("nan")} for row in rows if "loss" in row]
@@ -317,23 +319,23 @@ def test_ten_thousand_rows_are_drawn_quickly(tmp_path: Path) -> None:
 
 
 def test_several_runs_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path / "a<i>&b")
+    make_run(tmp_path / "a<!--<script &b")
     make_run(tmp_path / "run-2", steps=40)
     show(tmp_path, html=tmp_path / "all.html", as_json=True)
     out, err = capsys.readouterr()
-    assert [run["name"] for run in json.loads(out)["runs"]] == ["a<i>&b", "run-2"]
+    assert [run["name"] for run in json.loads(out)["runs"]] == ["a<!--<script &b", "run-2"]
     assert "all.html" in err
     page = without_bundle((tmp_path / "all.html").read_text())
     assert "href=" not in page
     cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page)]
-    assert cells[: len(cells) // 2][:2] == ["a<i>&b", "text"]
+    assert cells[: len(cells) // 2][:2] == ["a<!--<script &b", "text"]
     for cell in ("finished", "stopped", "3.000", "10:00", "51"):
         assert cell in cells
     assert "at step 60" in page
     assert "at step 40" in page
     loss = figures_in(page)["figures"][0]
     assert [trace["name"] for trace in loss["data"] if trace.get("showlegend", True)] == [
-        "a&lt;i>&amp;b",
+        "a&lt;!--&lt;script &amp;b",
         "run-2",
     ]
 
@@ -468,14 +470,14 @@ def test_light_dark_phone_and_paper(browser: Browser, report: Path) -> None:
 
 @needs_chromium
 def test_a_page_of_runs_draws_without_asking_anybody(browser: Browser, tmp_path: Path) -> None:
-    make_run(tmp_path / "a<i>&b")
+    make_run(tmp_path / "a<!--<script &b")
     make_run(tmp_path / "run-2", steps=40)
     show(tmp_path, html=tmp_path / "all.html", as_json=True)
     browser.open(tmp_path / "all.html")
     assert browser.requests[1:] == []
     assert browser.complaints == []
     names = f"[...{GRAPH}.querySelectorAll('.legendtext')].map(t => t.textContent)"
-    assert browser.run(names) == ["a<i>&b", "run-2"]
+    assert browser.run(names) == ["a<!--<script &b", "run-2"]
     browser.run("document.querySelectorAll('.axes input')[2].click()")
     assert browser.run("document.querySelector('.xtitle').textContent") == "training time (min)"
     assert "sample 40</script>" in browser.run("document.querySelector('.newest').innerText")
