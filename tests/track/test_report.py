@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import linnet
 from linnet.errors import LinnetError
 from linnet.files import Lock, operations
 from linnet.track.curves import run_figures
@@ -354,6 +355,35 @@ def test_the_summary_of_a_training_in_this_process(tmp_path: Path) -> None:
         assert [load_run(folder, running=value)[0].state for value in (None, True, False)] == [
             *("running", "running", "stopped"),
         ]
+
+
+@pytest.mark.parametrize("in_the_way", [False, True])
+def test_a_training_draws_its_page_and_does_without_where_it_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], in_the_way: bool
+) -> None:
+    (tmp_path / "text.txt").write_text("the bird sings a song that it has heard. " * 200)
+    page = tmp_path / "run" / "report.html"
+    if in_the_way:
+        page.mkdir(parents=True)
+    run = linnet.train(
+        "text",
+        run=tmp_path / "run",
+        data={"source": str(tmp_path / "text.txt"), "prepared": str(tmp_path / "prepared")},
+        tokenizer={"name": "char"},
+        model={"init_from": "scratch", "n_layer": 1, "n_embd": 16, "n_head": 1, "n_positions": 16},
+        train={"steps": 4, "eval_every": 1, "block_size": 16, "batch_size": 2},
+        sample={"prompts": ["the "], "max_new_tokens": 2},
+    )
+    assert len([row for row in run.metrics() if "loss" in row]) == 4
+    said = capsys.readouterr().err
+    if in_the_way:
+        assert said.count("report.html cannot be written, the training goes on") == 1
+        return
+    assert "report.html" not in said
+    text = without_bundle(page.read_text())
+    assert ">finished<" in text
+    assert "step 4<" in text
+    assert 'class="problems"' not in text
 
 
 # In a browser.
