@@ -60,7 +60,7 @@ MEASURES = (
     Measure("learning_rate", "Learning rate", hover=".3~g", tickformat="~g"),
     Measure("grad_norm", "Gradient norm", note="unclipped", smooth=True, from_zero=False),
     Measure("tokens_per_s", "Tokens per second", smooth=True, hover=",.0f", tickformat="~s"),
-    Measure("memory_gb", "Memory", note="GB, the most so far", tickformat="~f"),
+    Measure("memory_gb", "Memory", note="GB, peak", tickformat="~f"),
 )
 
 
