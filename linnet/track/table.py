@@ -35,6 +35,10 @@ def show(folder: Path, *, plot: Path | None = None, html: Path | None = None, as
     for path in (plot, html):
         if path is not None and not path.absolute().parent.is_dir():
             raise LinnetError(f"There is no folder {path.absolute().parent}; make it, or name another file.")
+        if path is not None and path.is_dir():
+            raise LinnetError(
+                f"{path} is a folder; name a file, such as {path / 'runs'}{'.png' if path is plot else '.html'}."
+            )
     loaded = [load_run(path) for path in find_runs(folder)]
     runs = [run for run, _ in loaded]
     if as_json:

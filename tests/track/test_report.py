@@ -345,6 +345,8 @@ def test_a_page_of_runs_that_cannot_be_is_an_error_in_words(tmp_path: Path) -> N
     make_run(tmp_path / "runs" / "a")
     with pytest.raises(LinnetError, match=r"no folder .*nowhere"):
         show(tmp_path / "runs", html=tmp_path / "nowhere" / "all.html")
+    with pytest.raises(LinnetError, match=r"is a folder; name a file, such as .*runs\.html"):
+        show(tmp_path / "runs", html=tmp_path)
     with pytest.raises(LinnetError, match="no folder"):
         show(tmp_path / "missing", html=tmp_path / "all.html")
 
