@@ -168,6 +168,7 @@ def test_a_damaged_copy_is_passed_over_and_said(warm: Warm, folder: Path, whole:
     shutil.rmtree(folder / "run")
     flip_byte(weights(folder / "drive/run", 7))
     (folder / "drive/run/checkpoints/.step-00000009.tmp").mkdir()
+    (folder / "drive/run/.report.html.tmp").write_text("<")
     (folder / "drive/run/model").rename(folder / "drive/run/.model.old")  # Killed between two renames.
     output = run(warm, folder)
     assert "drive/run/checkpoints/step-00000007/weights.safetensors is damaged" in output

@@ -54,6 +54,8 @@ def copy_run(
     _refuse(folder, starts=starts_of(held, step=step + 1), step=step, root=root)
     files.make_folder(checkpoints)
     repair(checkpoints)
+    files.repair_folder(folder / "model")
+    files.remove_leftovers(folder)
     state = json.loads((checkpoint / STATE).read_bytes())
     copy_model(held / "model", folder / "model", tell=tell)
     final = checkpoints / f"step-{step:08d}"
@@ -173,8 +175,6 @@ def is_copy(checkpoint: Path, copy: Path) -> bool:
 
 def copy_model(source: Path, target: Path, *, tell: Tell) -> None:
     """model/ with a manifest, unless it is there already; of its card whatever has changed."""
-    files.make_folder(target.parent)
-    files.repair_folder(target)
     names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     if not names:
         return
