@@ -28,6 +28,7 @@ from linnet.hub import missing_tokenizer, no_telemetry
 from linnet.look import counts
 from linnet.look.first import first_blocks, first_examples
 from linnet.look.guess import KINDS, RECIPES, guess_file, train_command
+from linnet.look.others import other_files
 from linnet.look.page import write_page
 from linnet.look.report import LeftOut, Report
 from linnet.look.strange import find_duplicates, find_strange
@@ -183,6 +184,8 @@ def _of_source(source: str, keys: Mapping[str, Any], *, overrides: Sequence[str]
             f"There is no recipe and no file named {source}; built-in recipes are {names}."
         ) from error
     guess = guess_file(paths[0], source=source)
+    if others := other_files(paths, guess):
+        notes.append(others)
     sources = [{"path": str(path), "bytes": path.stat().st_size, "held_out": False} for path in paths]
     report = Report(subject=source, sources=sources, notes=notes, guess=guess)
     data_format = keys.get("data.format", guess.format)

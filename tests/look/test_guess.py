@@ -185,6 +185,33 @@ def test_a_folder_and_a_mark_of_another_program(command: Command, tmp_path: Path
     assert any(note.startswith(END_OF_TEXT) for note in report["notes"])
 
 
+def test_files_of_a_folder_that_are_not_alike_are_told(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(30):
+        write_rows(folder / f"q{number:02}.jsonl", [question(number)] * 3)
+    assert not any("alike" in note for note in command("mixed", "--json").report["notes"])
+
+    (folder / "zz.csv").write_text("question,answer\na,b\n")
+    (folder / "zzz.md").write_text("This is not data. It says what is.\n" * 5)
+    (folder / "zzzz.txt").write_bytes(b"caf\xe9 " * 50)
+    [told] = [note for note in command("mixed", "--json").report["notes"] if "alike" in note]
+    assert told == (
+        "Not all files are alike (of 33 files 21 were looked at): q00.jsonl, which is judged here, is JSON lines for "
+        "data.format=instruct, but zz.csv: a table with commas (CSV) for data.format=instruct; zzz.md: plain text for "
+        "data.format=lines; name those that belong together by a glob, such as '*.jsonl'."
+    )
+
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for number in range(30):  # what comes first has no format, so nothing more is read
+        write_rows(folder / f"q{number:02}.jsonl", [{"left": 1}] if number == 0 else [{"messages": talk}])
+    [told] = [note for note in command("mixed", "--json").report["notes"] if "alike" in note]
+    assert (
+        "is JSON lines that fits no format, but q01.jsonl and 17 more: JSON lines for data.format=chat"
+        in told
+    )
+
+
 def test_columns_that_fit_and_rows_that_do_not(command: Command, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "Hi"}]}] * 5
     write_rows(tmp_path / "chat.jsonl", rows)
