@@ -203,14 +203,15 @@ def _reason(error: Exception, repository: str) -> str:
     kinds = {type(one).__name__ for one in chain}
     if kinds & {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout"}:
         return why_not(error)
-    if any(
-        isinstance(one, TimeoutError | ConnectionError) or "Protocol" in type(one).__name__ for one in chain
-    ):
-        return (
-            "the connection broke; the same command goes on, and sends no large file again that has arrived"
-        )
     first = chain[-1]  # What the others came of.
-    return f"its client gave up ({type(first).__name__}: {_one_line(first)}); try the same command again"
+    reason = f"{type(first).__name__}: {_one_line(first).rstrip('.')}"
+    if (
+        any(isinstance(one, TimeoutError | ConnectionError) for one in chain)
+        or "RemoteProtocolError" in kinds
+    ):
+        again = "the same command goes on, and sends no large file again that has arrived"
+        return f"the connection broke ({reason}); {again}"
+    return f"its client gave up ({reason}); try the same command again"
 
 
 def _one_line(text: object) -> str:
