@@ -46,7 +46,7 @@ bench: .venv/test.done ## compare with nanoGPT: make bench NANOGPT=/path/to/nano
 	@test -n "$(NANOGPT)" || { echo "make bench needs a clone of nanoGPT: make bench NANOGPT=/path/to/nanoGPT" >&2; exit 2; }
 	$(BIN)/python benchmarks/time_to_loss.py --nanogpt $(NANOGPT) $(ARGS)
 
-docs: .venv/demo.done ## write docs/keys.md and docs/commands.md anew from the code
+docs: .venv/demo.done ## write anew what the pages take from the code: keys, help texts
 	$(BIN)/python docs/make.py
 
 install: .venv/dev.done ## everything for development: all extras, too

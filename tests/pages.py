@@ -11,6 +11,7 @@ How    ```sh and ```python run, ```json and ```toml are parsed, ```text is outpu
          <!-- output -->         each line of this block stands in what the block before it printed, in this order;
                                  `...` stands for lines that are left out
          <!-- output: real data -->  the same, but with the real files instead of small ones of the same names
+       A ```toml block below a line that ends with `NAME`: is the file NAME.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from tests import hub_repositories as rows
 ROOT = Path(__file__).parent.parent
 LONGEST = 600  # seconds that a block may take
 FENCE = re.compile(r"^```(\w*)\s*$")
+FILE = re.compile(r"`([\w.-]+)`:$")
 MARK = re.compile(r"^<!-- (not run|stopped|output)(?:: (.+))? -->$")
 
 
@@ -45,6 +47,7 @@ class Block:
     text: str
     mark: str  # "not run", "stopped", "output" or ""
     reason: str
+    file: str  # what the line before calls it, or ""
 
     @property
     def place(self) -> str:
@@ -60,19 +63,20 @@ def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks in order, each with the mark above it."""
     found: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
-    start, language, mark = 0, "", ("", "")
+    start, language, mark, file = 0, "", ("", ""), ""
     for number, line in enumerate(lines, start=1):
         fence = FENCE.match(line)
         if start and fence:
             text = "\n".join(lines[start : number - 1]) + "\n"
-            found.append(Block(page, start + 1, language, text, *mark))
-            start, mark = 0, ("", "")
+            found.append(Block(page, start + 1, language, text, *mark, file))
+            start, mark, file = 0, ("", ""), ""
         elif fence:
             start, language = number, fence[1]
         elif not start and (marked := MARK.match(line)):
             mark = (marked[1], marked[2] or "")
         elif not start and line.strip():
-            mark = ("", "")
+            mark, named = ("", ""), FILE.search(line)
+            file = named[1] if named else ""
     assert not start, f"{page.name}:{start}: the block is not closed"
     return found
 
@@ -218,6 +222,8 @@ class Reader:
             elif block.language == "sh":
                 self.take_for_granted(block.text)
                 printed = self.shell(block.text, place=block.place, stop=block.mark == "stopped")
+            elif block.language == "toml" and block.file:
+                (self.folder / block.file).write_text(block.text)
             elif block.language == "python":
                 self.take_for_granted(block.text)
                 lines = block.text.splitlines()
