@@ -36,7 +36,6 @@ from linnet.track.markdown import code, fence, plain
 from linnet.track.plots import plot_run
 from linnet.track.progress import duration, printable
 
-TEMPLATE = "card.md.j2"
 PICTURE = "loss.png"
 BESIDE = "card.md"
 """In the run folder: the new card, where README.md was changed by hand."""
@@ -140,6 +139,7 @@ def render(facts: Facts, *, address: str, picture: bool) -> str:
         sources=sources_of(facts),
         parents=[_parent_name(parent) for parent in parents_of(facts.environment.get("parent"))],
         license=license_of(facts.environment.get("parent")),
+        licensor=_licensor(facts.environment.get("parent")),
         details=details_of(facts),
         samples=facts.best_samples[:MOST_SAMPLES],
         command=command_of(facts.recipe),
@@ -154,7 +154,7 @@ def _template() -> Template:
         loader=PackageLoader("linnet"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"plain": plain, "code": code, "fence": fence, "number": "{:,}".format}
-    return environment.get_template(TEMPLATE)
+    return environment.get_template("card.md.j2")
 
 
 def metadata_of(facts: Facts) -> str:
@@ -321,6 +321,12 @@ def _parent_name(parent: Mapping[str, Any]) -> str:
     return hub if isinstance(hub, str) else last_name(str(parent["init_from"]))
 
 
+def _licensor(parent: object) -> str:
+    """The name of the ancestor whose card has the licence; "" for none."""
+    found = license_of(parent)
+    return next((_parent_name(one) for one in parents_of(parent) if one.get("license") == found), "")
+
+
 def _address(root: Path) -> str:
     """The model's folder in the lines to paste: `runs/mine/model` where the run lies in a folder runs."""
     place = root.resolve()
@@ -334,10 +340,11 @@ def _language(facts: Facts) -> Any:
 
 
 def _with(words: str, value: Any) -> str | None:
-    """`words` with the value in it; None for a value that is missing or does not fit them."""
+    """`words` with the value in it, `1 row` of "{} rows"; None for a value that is missing or does not fit them."""
     if value is None or value == "":
         return None
     try:
-        return words.format(value)
+        text = words.format(value)
     except (ValueError, TypeError):
         return None
+    return text.removesuffix("s") if text.startswith("1 ") else text

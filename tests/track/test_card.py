@@ -93,7 +93,7 @@ def test_every_figure_is_that_of_the_files(family: Path) -> None:
     counts, left = environment["data"]["counts"], environment["data"]["held_out_counts"]
     with safe_open(run / "model" / "model.safetensors", framework="np") as weights:
         parameters = sum(math.prod(weights.get_slice(key).get_shape()) for key in list(weights.keys()))
-    assert said["Parameters"].startswith(f"{parameters:,}, 1 layers, 2 heads, 16 wide, 64 positions")
+    assert said["Parameters"].startswith(f"{parameters:,}, 1 layer, 2 heads, 16 wide, 64 positions")
     assert f"with {parameters:,} parameters" in card
     assert said["Training data"] == (
         f"{counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned"
@@ -129,6 +129,7 @@ def test_every_figure_is_that_of_the_files(family: Path) -> None:
     )
     assert said["Base model"] == "`first`, from `openai-community/gpt2`"
     assert said["Data set"] == "`rows.jsonl`"
+    assert "`mit`, as the card of `first` has it." in card
     assert "Left out of the data: 1 (exact" in card, "the row that is there twice"
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     for sample in (row for row in samples if row["step"] == best[1]):
