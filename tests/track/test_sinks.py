@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from linnet.config import SINKS
@@ -132,6 +133,7 @@ def test_a_sink_that_is_killed_is_said_and_catches_up_at_the_next_start(
     child = warm.start(
         *train, folder=folder, faults={"point": "step", "count": 13, "signals": [signal.SIGSTOP]}
     )
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
     wait_for(lambda: (run / name / "lock").is_file() and (run / name / "lock").read_bytes())
     time.sleep(2.0)  # in the midst of its work
     os.kill(json.loads((run / name / "lock").read_bytes())["pid"], signal.SIGKILL)
