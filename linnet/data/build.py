@@ -11,7 +11,6 @@ How    map.py makes a part of one span, engines.py runs it for many, merge.py wr
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from linnet import files
 from linnet.data.engines import run
 from linnet.data.fates import HELD_OUT, NEAR_HELD_OUT, Fates, decide
-from linnet.data.formats import RowFormat, make_row_format
+from linnet.data.formats import RowFormat
 from linnet.data.inputs import Input, Piece, pieces_of
 from linnet.data.map import EMPTY, Job, MapPlan, map_job, read_rows, remember
 from linnet.data.merge import FEWEST_ROWS, Merge, Part, read_ids
@@ -121,7 +120,7 @@ class Build:
             if one.is_document(self.data.format):
                 formats[one.kind] = None
             elif one.kind not in formats:
-                formats[one.kind] = make_row_format(self.data, one.first_records(), where=one.file.name)
+                formats[one.kind] = one.row_format(self.data)
         return [
             Job(piece.span, formats[one.kind], piece.bytes, self.data.max_rows) for one, piece in self.pieces
         ]
@@ -164,30 +163,27 @@ class Build:
 
     def _texts(self, *, everything: bool) -> Iterator[str]:
         """All text, or that which is not held out."""
+        seen = 0
+        waiting: list[str] = []  # of rows to be held out, if there are rows enough for that
         for (_, piece), job in zip(self.pieces, self.jobs, strict=True):
-            if everything or not piece.held_out:
-                with self._reading(job) as observe:
-                    yield from self._texts_of(job, everything=everything, observe=observe)
-            else:
+            if piece.held_out and not everything:
                 self._advance(job.bytes)
-
-    def _texts_of(self, job: Job, *, everything: bool, observe: Callable[[int], None]) -> Iterator[str]:
-        if job.row_format is None:
-            span = job.span
-            assert isinstance(span, Span)
-            texts = read_text(
-                span.path, start=span.start, stop=span.stop, observe=lambda block: observe(len(block))
-            )
-            for pieces in cut_stream(texts):
-                yield from pieces
-            return
-        rows = read_rows(job, None, observe=observe)
-        first = list(itertools.islice(rows, FEWEST_ROWS))
-        share = 0.0 if everything or len(first) < FEWEST_ROWS else self.share
-        for row in itertools.chain(first, rows):
-            if row.id >= share * 2**64:
-                yield job.row_format.text(row.turns)
-        yield job.row_format.marks
+                continue
+            with self._reading(job) as observe:
+                if job.row_format is None:
+                    yield from _document_texts(job, observe=observe)
+                    continue
+                for row in read_rows(job, None, observe=observe):
+                    seen += 1
+                    text = job.row_format.text(row.turns)
+                    if everything or row.id >= self.share * 2**64:
+                        yield text
+                    elif seen < FEWEST_ROWS:
+                        waiting.append(text)
+                    if seen == FEWEST_ROWS:
+                        waiting.clear()
+                yield job.row_format.marks
+        yield from waiting
 
     # -- map -------------------------------------------------------------------------------------------------------
 
@@ -327,3 +323,11 @@ class Build:
         if rows < FEWEST_ROWS:
             return f"{rows} rows are too few to hold some out ({FEWEST_ROWS} are needed)"
         return f"none of the {rows} rows fell into the share data.validation={self.data.validation}"
+
+
+def _document_texts(job: Job, *, observe: Callable[[int], None]) -> Iterator[str]:
+    span = job.span
+    assert isinstance(span, Span)
+    texts = read_text(span.path, start=span.start, stop=span.stop, observe=lambda block: observe(len(block)))
+    for pieces in cut_stream(texts):
+        yield from pieces

@@ -9,7 +9,7 @@ How    For each format a list of known layouts, the first that is complete wins;
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from linnet.config import ColumnsConfig
 from linnet.errors import LinnetError
@@ -59,12 +59,16 @@ _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def find_columns(format: str, names: Sequence[str], config: ColumnsConfig, *, where: str) -> dict[str, str]:
+def find_columns(
+    format: str, names: Sequence[str], config: ColumnsConfig, *, where: str, later: Sequence[str] = ()
+) -> dict[str, str]:
     """What `format` reads -> the name of its column; what is optional and missing is left out.
 
     Args:
         names: the columns that there are.
         where: the file, for the error.
+        later: columns that only rows further down have: taken for what `names` lack, so that a few odd rows down there
+            do not decide how all are read.
 
     Raises:
         LinnetError: a needed column is not found, or data.columns names one that is not there.
@@ -73,19 +77,33 @@ def find_columns(format: str, names: Sequence[str], config: ColumnsConfig, *, wh
     {'question': 'Question', 'answer': 'Answer'}
     """
     required = list(_LAYOUTS[format][0])
-    chosen = _configured([*required, *_OPTIONAL[format]], names, config, where=where)
-    by_name = {name.casefold(): name for name in reversed(names)}
-    for layout in _LAYOUTS[format]:
-        found = {what: by_name[name] for what, name in layout.items() if name in by_name} | chosen
-        if all(what in found for what in required):
-            break
-    else:
-        raise LinnetError(_missing(format, names, config, where=where))
+    everything = [*names, *later]
+    chosen = _configured([*required, *_OPTIONAL[format]], everything, config, where=where)
+    found = _complete(format, names, chosen) or _complete(format, everything, chosen)
+    if not found:
+        raise LinnetError(_missing(format, everything, config, where=where))
+    groups = [_by_name(names), _by_name(later)]
     for what, candidates in _OPTIONAL[format].items():
-        there = [by_name[name] for name in candidates if name in by_name]
+        there = [by_name[name] for by_name in groups for name in candidates if name in by_name]
         if what not in found and there and there[0] not in found.values():
             found[what] = there[0]
     return found
+
+
+def _by_name(names: Sequence[str]) -> dict[str, str]:
+    """Names without case -> the first that is written so."""
+    return {name.casefold(): name for name in reversed(names)}
+
+
+def _complete(format: str, names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The first layout of which all is there; empty where none is."""
+    by_name = _by_name(names)
+    for layout in _LAYOUTS[format]:
+        found = {what: by_name[name] for what, name in layout.items() if name in by_name}
+        found.update(chosen)
+        if all(what in found for what in layout):
+            return found
+    return {}
 
 
 def _configured(

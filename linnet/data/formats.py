@@ -90,11 +90,14 @@ class RowFormat:
         return "".join(segment.text for segment in segments)
 
 
-def make_row_format(data: DataConfig, first: Sequence[Mapping[str, Any]], *, where: str) -> RowFormat:
+def make_row_format(
+    data: DataConfig, first: Sequence[Mapping[str, Any]], *, where: str, later: Sequence[str] = ()
+) -> RowFormat:
     """The format of a file whose first rows are `first`.
 
     Args:
         where: the file, for the error.
+        later: columns that only rows further down have.
 
     Raises:
         LinnetError: its columns cannot be mapped; the message shows the line to write. Or it has no rows.
@@ -104,7 +107,7 @@ def make_row_format(data: DataConfig, first: Sequence[Mapping[str, Any]], *, whe
         names = ["text"]  # an empty file
     elif not first:
         raise LinnetError(f"{where} holds no rows; leave it out of data.source.")
-    columns = find_columns(data.format, names, data.columns, where=where)
+    columns = find_columns(data.format, names, data.columns, where=where, later=later)
     return RowFormat(
         data.format, columns, template_of(data), learn=data.learn, target=data.target, reads=data.reads
     )

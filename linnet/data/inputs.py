@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnet import files
+from linnet.data.formats import RowFormat, make_row_format
 from linnet.data.reading.compressed import content_size, is_compressed
 from linnet.data.reading.hub_files import HubFile, HubSpan, StreamReader
 from linnet.data.reading.hub_sets import find_hub_set
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 SPAN = 8 << 20  # bytes that a worker reads at once
 LOOKED_AT = 1000  # first rows of a file, by which its columns are found; 5 ms
+PLACES = 32  # spans of a large file whose first rows are asked for further columns
 SEARCHED = 1 << 16  # bytes in which a place to cut a document is looked for
 # Before a space that follows a letter a cut is exact for every pre-tokenizer that we know.
 _CUT = re.compile(rb"(?<=[A-Za-z])(?= )")
@@ -116,6 +118,31 @@ class Input:
                 "file, or leave it out."
             )
         return records
+
+    def row_format(self, data: DataConfig) -> RowFormat:
+        """How its rows are read. LinnetError: its columns cannot be mapped, or it has no rows."""
+        first = self.first_records()
+        return make_row_format(data, first, where=self.file.name, later=self.later_columns())
+
+    def later_columns(self) -> list[str]:
+        """Columns of JSON, also those that its first rows lack: of the first 8 MB, and of first rows of further places.
+
+        Other types say all their columns at the start.
+        """
+        if not isinstance(self.file, LocalFile) or file_kind(self.file.path) not in ("json", "jsonl"):
+            return []
+        spans = self.file.spans(size=SPAN)
+        names: dict[str, None] = {}
+        for number, span in enumerate(spans[:: -(-len(spans) // PLACES)]):
+            rows = 0
+            for record in open_span(span, observe=lambda count: None):
+                if isinstance(record, BadRecord):
+                    continue
+                names.update(dict.fromkeys(record.values))
+                rows += 1
+                if rows >= LOOKED_AT and (number or record.byte >= SPAN):
+                    break
+        return list(names)
 
     def identity(self) -> dict[str, Any]:
         """What the store's manifest holds of it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from linnet.config import FiltersConfig
 from linnet.data.filters import Filters
-from linnet.data.formats import RowFormat, make_row_format
+from linnet.data.formats import RowFormat
 from linnet.data.inputs import Input, open_span, pieces_of
 from linnet.data.map import row_id
 from linnet.data.merge import read_ids
@@ -143,7 +143,7 @@ def _parsed(
     for one in inputs:
         if one.is_document(data.format):
             continue
-        row_format = make_row_format(data, one.first_records(), where=one.file.name)
+        row_format = one.row_format(data)
         first_line = 0
         for piece in pieces_of(one, format=data.format, share=0.0):
             reader = open_span(piece.span, observe=lambda count: None)

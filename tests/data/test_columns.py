@@ -113,3 +113,27 @@ def test_no_columns_and_many() -> None:
         find("chat", "")
     with pytest.raises(LinnetError, match=r"c18, c19, \.\.\.;"):
         find("chat", " ".join(f"c{i}" for i in range(30)))
+
+
+@pytest.mark.parametrize(
+    ("names", "later", "expected"),
+    [
+        (
+            "question answer",
+            "system_prompt",
+            {"question": "question", "answer": "answer", "system": "system_prompt"},
+        ),
+        (
+            "question answer context",
+            "input",
+            {"question": "question", "answer": "answer", "input": "context"},
+        ),
+        ("prompt response", "question answer", {"question": "prompt", "answer": "response"}),
+        ("prompt id", "response", {"question": "prompt", "answer": "response"}),
+    ],
+)
+def test_columns_of_later_rows_add_what_the_first_lack(
+    names: str, later: str, expected: dict[str, str]
+) -> None:
+    config = ColumnsConfig()
+    assert find_columns("instruct", names.split(), config, where="x", later=later.split()) == expected
