@@ -9,7 +9,10 @@ How    A store fits if its settings and its source files (size and time, or else
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
     from linnet.config import DataConfig, TokenizerConfig
 
 
-PARTS_FORMAT = 1  # of what map.py writes; parts of another are not used
+PARTS_FORMAT = 2  # of what map.py writes; parts of another are not used
+KEPT_DAYS = (
+    7  # that parts of a stopped preparation wait to be gone on with, when its recipe has changed since
+)
 WINDOWED = ("instruct", "chat", "papers")  # Their rows have context that every window carries.
 
 
@@ -73,6 +79,7 @@ def prepare(
                 f"data.prepared={folder} is the folder that you are in, and would be replaced; name one below it: "
                 "data.prepared=prepared."
             )
+        left = _clear_abandoned(place)
         with files.new_folder(place) as new, _parts_folder(place, inputs, config) as parts:
             build = Build(
                 new,
@@ -86,7 +93,8 @@ def prepare(
             )
             build.run(given, tokenizer)
         store = Store.open(folder, verify=False)
-        store.notes += [reason] if reason else []  # true of this time only, so it is not in the manifest
+        # True of this time only, so it is not in the manifest.
+        store.notes += [*([reason] if reason else []), *left]
         return store
 
 
@@ -133,6 +141,33 @@ def _parts_folder(place: Path, inputs: list[Input], config: dict[str, Any]) -> I
             files.remove_folder(folder)
         raise
     files.remove_folder(folder)
+
+
+def _clear_abandoned(place: Path) -> list[str]:
+    """Remove old parts that stopped preparations of this recipe with other settings left; sentences of newer ones.
+
+    They are known by the name, RECIPE-<hash>: with other settings nobody looks for them again. What a process works on
+    stays, and so does for a week what may yet be gone on with.
+    """
+    named = re.fullmatch(r"(.+)-[0-9a-f]{12}", place.name)
+    if not named:
+        return []
+    kept: list[str] = []
+    for parts in sorted(place.parent.glob(f".{glob.escape(named[1])}-{'[0-9a-f]' * 12}.parts")):
+        other = place.with_name(parts.name.removeprefix(".").removesuffix(".parts"))
+        if other == place or not (parts / "identity.json").is_file():
+            continue
+        lock = files.Lock(other.with_name(f".{other.name}.lock"), of=other)
+        with contextlib.suppress(LinnetError, OSError), lock:
+            if time.time() - parts.stat().st_mtime < KEPT_DAYS * 24 * 3600:
+                kept.append(
+                    f"{parts} is left of a preparation that was stopped, with other settings; it is used if that one "
+                    f"goes on, and removed after {KEPT_DAYS} days if not."
+                )
+                continue
+            files.repair_folder(other)
+            files.remove_folder(parts)
+    return kept
 
 
 def _refuse_foreign(place: Path, *, shown: Path) -> None:

@@ -14,7 +14,9 @@ from linnet.config import DataConfig, TokenizerConfig
 from linnet.data.prepare import prepare
 from linnet.data.store import Store
 from linnet.errors import DiskError, LinnetError, RunLockedError
+from linnet.files import Lock
 from linnet.tokenizer import END_OF_TEXT, load_tokenizer, train_char
+from tests import faults
 from tests.data.stores import lines_store, make_store, text_store
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -493,3 +495,80 @@ def test_memory_stays_flat(tmp_path: Path, form: str, tokenizer: str, copies: in
     assert found["growth"] < 100
     stored = load_tokenizer(str(tmp_path / "large" / "store"))
     assert stored.vocab_size > 60
+
+
+def test_old_parts_of_other_settings_are_cleared_unless_somebody_works_on_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("\n".join(f"The linnet sings song {i}." for i in range(100)))
+    places = {name: tmp_path / f"lines-{name * 12}" for name in "abcde"}
+
+    def make(name: str, size: int) -> Store:
+        data = DataConfig(source=str(path), format="lines", max_rows=size)
+        return prepare(data, TokenizerConfig(name="char"), folder=places[name])
+
+    def left() -> set[str]:
+        assert {found.name.split("-")[0] for found in tmp_path.glob(".*")} <= {".lines", ".linesman"}
+        return {found.name[7] for found in tmp_path.glob(".lines-*.parts")}
+
+    for name in "abc":
+        with faults.crash_at(30):
+            make(name, 50 + ord(name))
+    assert left() == set("abc")
+    other = tmp_path / ".linesman-aaaaaaaaaaaa.parts"
+    other.mkdir()
+    (other / "identity.json").write_text("{}")
+    notes = make("d", 90).notes
+    assert [note.split(" ")[0] for note in notes] == [
+        str(tmp_path / f".{places[n].name}.parts") for n in "abc"
+    ]
+    assert "removed after 7 days" in notes[0]
+    assert left() == set("abc")
+
+    week = 7 * 24 * 3600 + 60
+    for found in tmp_path.glob(".lines*.parts"):
+        os.utime(found, (found.stat().st_atime - week, found.stat().st_mtime - week))
+    with Lock(tmp_path / f".{places['b'].name}.lock"):  # somebody works on this one
+        assert make("e", 91).notes == []
+        assert left() == {"b"}
+    make("b", 50 + ord("b"))
+    assert left() == set()
+    assert sorted(found.name[7] for found in tmp_path.glob(".lines-*") if found.suffix != ".lock") == []
+    assert other.is_dir(), "of another recipe"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_a_column_that_begins_late_is_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"question": f"What sings {i}?", "answer": f"Bird {i}."} for i in range(1200)]
+    rows += [{"system": "Be short.", "question": f"And {i}?", "answer": "It does."} for i in range(3)]
+    path = tmp_path / f"rows.{suffix}"
+    path.write_text("\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows))
+    store = make_store(tmp_path, source=str(path), format="instruct", validation=0.0)
+    texts = texts_of(store)
+    assert len(texts) == 1203
+    assert texts[-1] == "system: Be short.\nuser: And 2?\nassistant: It does."
+    assert sum(text.startswith("system:") for text in texts) == 3
+
+
+def test_a_tokenizer_is_not_trained_on_what_many_small_files_hold_out(tmp_path: Path) -> None:
+    def make(count: int) -> Store:
+        """Each row is in a file of its own, with a word of its own, twice."""
+        source = tmp_path / str(count)
+        source.mkdir()
+        for i in range(count):
+            word = "".join("bcdfghjklm"[int(digit)] for digit in f"{i:03}")
+            (source / f"{i}.txt").write_text(f"a {word} {word}")
+        data = DataConfig(source=str(source), format="lines", validation=0.3)
+        return prepare(data, TokenizerConfig(name="bpe", vocab_size=2000), folder=tmp_path / f"{count}-store")
+
+    def word_lengths(store: Store, part: Store) -> set[int]:
+        """How many ids the words of the rows of `part` are."""
+        tokenizer = store.tokenizer()
+        return {len(tokenizer.encode(text[text.rindex(" ") :])) for text in texts_of(part)}
+
+    store = make(100)
+    assert store.validation is not None
+    assert word_lengths(store, store) == {1}
+    assert min(word_lengths(store, store.validation)) > 1
+    few = make(15)  # too few to hold some out, so all are trained on
+    assert few.validation is None
+    assert word_lengths(few, few) == {1}
