@@ -4,7 +4,7 @@ What  ms of a training step (median over all steps) and ms of a save (median; a 
 Why   A mirror must not stall the training, however slow it is.
 How   python benchmarks/mirror.py [--rounds 3] [--json]
 
-      30 steps of a GPT-2 with 6 layers, 384 wide, 135 MB to copy every 5 steps, in turn in one process. The slow
+      30 steps of a GPT-2 with 4 layers, 256 wide, a checkpoint every 5 steps, in turn in one process. The slow
       mirror waits 0.2 s before each change of its disk (tests/mirror_faults): it gets only some of the checkpoints.
 """
 
@@ -47,8 +47,8 @@ def run(folder: Path, kind: str) -> tuple[list[float], list[float]]:
                 run=folder / "runs" / "one",
                 data={"source": str(folder / "text.txt"), "prepared": str(folder / "store")},
                 tokenizer={"name": "char"},
-                model={"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 128},
-                train={"steps": 30, "batch_size": 8, "block_size": 128, "save_every": 5, "eval_every": 30},
+                model={"n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 128},
+                train={"steps": 30, "batch_size": 4, "block_size": 128, "save_every": 5, "eval_every": 30},
                 sample={"max_new_tokens": 0},
                 mirror=None if kind == "none" else folder / kind,
             )
