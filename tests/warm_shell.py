@@ -120,7 +120,11 @@ def run(words: list[str], folder: str, streams: list[int]) -> None:
             import runpy
 
             sys.argv = words[1:]
-            runpy.run_path(words[1], run_name="__main__")
+            if words[1] == "-m":
+                sys.argv = words[2:]
+                runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(words[1], run_name="__main__")
             code = 0
     except SystemExit as error:
         code = error.code or 0
