@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from linnet.generate.text import Characters
 from linnet.model.loss import next_token_loss
-from linnet.track.plots import plot_run
 from linnet.training.loop import Looks, train
 
 if TYPE_CHECKING:
@@ -156,11 +155,10 @@ def show_finished(folder: RunFolder, checkpoint: Checkpoint) -> None:
 def show_end(session: Session) -> None:
     """Where everything lies and what to type next."""
     root, state = session.folder.root, session.state
-    plot_run(root)
     best = (
         f", best validation loss {state.best_loss:.4f} at step {state.best_step:,}" if state.best_step else ""
     )
     print(
-        f"Done: {state.step:,} steps{best}. {root}/model opens in transformers; {root}/loss.png shows the loss."
+        f"Done: {state.step:,} steps{best}. {root}/model opens in transformers; {root}/report.html shows the curves."
     )
     print(f'Next: linnet generate {root} "..."')

@@ -43,7 +43,9 @@ def test_text_becomes_a_model_that_transformers_opens(command: Command, text: Pa
     done = command("train", "text", "data.source=notes.txt", "train.steps=4", "train.eval_every=2", *TINY)
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "text"
-    expected = "checkpoints environment.json lock loss.png metrics.jsonl model recipe.toml samples.jsonl"
+    expected = (
+        "checkpoints environment.json lock loss.png metrics.jsonl model recipe.toml report.html samples.jsonl"
+    )
     assert sorted(path.name for path in run.iterdir()) == expected.split()
     for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
         assert (run / "model" / name).is_file()
