@@ -461,12 +461,9 @@ def test_a_mirror_that_vanishes_and_comes_back(saved: Path, tmp_path: Path) -> N
 def test_a_mirror_that_hangs_is_said_and_given_up_at_the_end(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Really: opening a FIFO for writing waits for a reader, for ever."""
+    """Really: opening a FIFO for reading waits for a writer, for ever."""
     (tmp_path / "run/model").mkdir(parents=True)
-    os.mkfifo(tmp_path / "run/.model.tmp")
-    (tmp_path / "run/.model.tmp").unlink()
-    (tmp_path / "run/checkpoints").mkdir()
-    os.mkfifo(tmp_path / "run/.recipe.toml.tmp")
+    os.mkfifo(tmp_path / "run/model/manifest.json")
     monkeypatch.setattr(watching, "SILENT_S", 0.5)
     said = Said()
     mirror = Mirror(saved, tmp_path, say=said)
@@ -481,7 +478,7 @@ def test_a_mirror_that_hangs_is_said_and_given_up_at_the_end(
     assert time.monotonic() - started < 1.5
     assert "got no checkpoint of this training, not its last one, step 10" in said[-1]
     assert len(said) == 2
-    (tmp_path / "run/.recipe.toml.tmp").unlink()
+    (tmp_path / "run/model/manifest.json").unlink()
     watching.complete(saved, tmp_path, step=30, say=said)
     assert steps(tmp_path / "run")[-1] == 30
 
