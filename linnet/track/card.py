@@ -347,4 +347,4 @@ def _with(words: str, value: Any) -> str | None:
         text = words.format(value)
     except (ValueError, TypeError):
         return None
-    return text.removesuffix("s") if text.startswith("1 ") else text
+    return text.removesuffix("s") if value == 1 else text

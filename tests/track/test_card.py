@@ -140,6 +140,13 @@ def test_every_figure_is_that_of_the_files(family: Path) -> None:
     assert (run / "model" / "loss.png").read_bytes() == (run / "loss.png").read_bytes()
 
 
+def test_a_time_of_a_minute_keeps_its_seconds(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row | {"time_s": 90.2}) + "\n" for row in rows))
+    write_card(run, run / "model")
+    assert "1 min 30 s" in details(read_card(run))["Training time"]
+
+
 def test_the_metadata_is_valid(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = family / "runs" / "second"
     card = ModelCard.load(run / "model" / "README.md")
