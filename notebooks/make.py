@@ -26,11 +26,18 @@ EVALUATION = re.compile(r"step .*  validation ([\d.]+)")
 OF_THE_MINUTE = re.compile(r"  (\d+ (h|min|s) )+left|  [\d,.]+ tokens/s|  \d+ %$", re.MULTILINE)
 
 
+class OwnKernel(AsyncKernelManager):
+    """Knows no kernel but that of the Python which runs this, whatever kernels are registered on the machine."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **options)
+
+
 def execute(notebook: Any, folder: Path) -> None:
     """Run all cells of `notebook` with the working directory `folder`, and keep their outputs in it.
 
-    The kernel is this Python's own, whatever kernels are registered elsewhere. It finds no network: a proxy that
-    does not exist stands between. Raises nbclient's CellExecutionError where a cell fails.
+    The kernel finds no network: a proxy that does not exist stands between. Raises nbclient's
+    CellExecutionError where a cell fails.
     """
     home, temporary, work = (folder / name for name in ("home", "tmp", "work"))
     for place in (home, temporary, work):
@@ -38,10 +45,10 @@ def execute(notebook: Any, folder: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     isolated = {"HOME": home, "TMPDIR": temporary, "IPYTHONDIR": home, "JUPYTER_CONFIG_DIR": home}
     isolated |= {"MPLCONFIGDIR": home}
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(
         notebook,
-        km=kernel,
+        kernel_manager_class=OwnKernel,
+        kernel_name="python3",
         timeout=SLOWEST_CELL_S,
         resources={"metadata": {"path": str(work)}},
         record_timing=False,
