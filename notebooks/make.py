@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 LESSON = Path(__file__).with_name("gpt2_from_scratch.ipynb")
-SLOWEST_CELL_S = 900  # on two busy cores; alone the slowest takes about 20 s
+SLOWEST_CELL_S = 900  # the slowest took 175 s on two cores that five other jobs used as well
 EVALUATION = re.compile(r"step .*  validation ([\d.]+)")
 OF_THE_MINUTE = re.compile(r"  (\d+ (h|min|s) )+left|  [\d,.]+ tokens/s|  \d+ %$", re.MULTILINE)
 
