@@ -298,6 +298,8 @@ def _numbers(rows: Sequence[Row], key: str) -> Floats:
     values = [row.get(key) for row in rows]
     try:
         array = np.array(values, dtype=np.float64)  # None becomes NaN
+        if array.ndim > 1:
+            raise ValueError("lists are no numbers")
     except (TypeError, ValueError, OverflowError):
         numbers = [value if isinstance(value, float) or _is_small(value) else math.nan for value in values]
         array = np.array(numbers, dtype=np.float64)

@@ -214,6 +214,7 @@ def test_a_run_without_a_row_has_a_page(tmp_path: Path) -> None:
         ("environment.json", json.dumps({**ENVIRONMENT, "starts": [None]}).encode(), "environment.json"),
         ("metrics.jsonl", b'{"step": 1, "loss": 2.5}\nrubbish\n', "metrics.jsonl:2"),
         ("metrics.jsonl", b'{"step": 1, "loss": "x", "tokens": [1]}\n{"step": 2, "loss": 1e999}\n', None),
+        ("metrics.jsonl", b'{"step": 1, "loss": [1], "validation_loss": [1]}\n', None),
         ("metrics.jsonl", b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n", None),
         (
             "samples.jsonl",
