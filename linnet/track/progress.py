@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # Unicode's Cc, but for tab and newline
+# Unicode's Cc, but for tab and newline; and Cs, which is what a name that is not UTF-8 becomes
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 DRAWS_PER_S = 10
 FIRST_LINES_S = 5.0  # in a log: not more often than this
 SLOWEST_LINES_S = 300.0  # and, however long it runs, not more seldom than this

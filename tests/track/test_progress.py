@@ -237,6 +237,7 @@ def test_an_ascii_terminal_gets_question_marks() -> None:
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+    assert printable("\udcff") == "�", "a byte of a file's name that is not UTF-8"
     assert printable("a\x1b[2Jb\rc\x07\n\td\x9b31m") == "a�[2Jb�c�\n\td�31m"
 
 
