@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from linnet.files import write_file
 from linnet.track.metrics import Row, read_metrics
+from linnet.track.progress import printable
+from linnet.track.runs import own_path
 
 Floats = NDArray[np.float64]
 
@@ -80,7 +82,7 @@ def plot_run(folder: Path) -> Path | None:
         return None
     with _figure(folder / "loss.png") as axes:
         legend = _draw_single(axes, curve)
-        _finish(axes, [curve], legend, title=folder.resolve().name)
+        _finish(axes, [curve], legend, title=printable(own_path(folder).name))
     return folder / "loss.png"
 
 
@@ -199,7 +201,7 @@ def _draw_several(axes: Any, curves: Mapping[str, Curve]) -> list[tuple[Any, str
                 *([value] for value in curve.best), color=colour, marker="o", markersize=13,
                 fillstyle="none", linestyle="none", markeredgewidth=2, clip_on=False, zorder=5,
             )  # fmt: skip
-        short = name if len(name) <= 30 else "…" + name[-29:]
+        short = printable(name if len(name) <= 30 else "…" + name[-29:])
         legend.append((line, short if curve.best is None else f"{short}: {curve.best[1]:.3f}"))
     return legend
 

@@ -23,9 +23,10 @@ from linnet.track.metrics import Row, scan_metrics
 if sys.platform != "win32":
     import fcntl
 
-State = Literal["running", "finished", "early stop", "stopped", "new"]
+State = Literal["running", "finished", "early stop", "diverged", "stopped", "new"]
 
 LAST_STEPS = 20  # rows over which the training loss is a mean: one step alone is mostly noise
+DIVERGED_STEPS = 5  # without a finite gradient in a row, after which the loop gives up: loop.MOST_SKIPPED
 
 
 @dataclass
@@ -85,7 +86,7 @@ def load_run(folder: Path, *, running: bool | None = None) -> tuple[RunSummary, 
 
     `running`: whether it trains; None looks at its lock. The training itself holds that until its very end.
     """
-    run = RunSummary(name=folder.resolve().name, path=str(folder))
+    run = RunSummary(name=own_path(folder).name, path=str(folder))
     recipe = _read_recipe(folder, run)
     train, model = _part(recipe, "train"), _part(recipe, "model")
     run.recipe = recipe.get("name") or None
@@ -213,6 +214,8 @@ def _parameters(path: Path) -> int:
 
 def _state(run: RunSummary, rows: list[Row], *, patience: object) -> State:
     """What the rows tell; they do not tell whether it is running."""
+    if has_diverged(rows):
+        return "diverged"
     if run.steps is not None and run.step >= run.steps:
         return "finished"
     if run.best_step is not None and isinstance(patience, int):
@@ -220,6 +223,18 @@ def _state(run: RunSummary, rows: list[Row], *, patience: object) -> State:
         if sum(step > run.best_step for step in evaluated) >= patience:
             return "early stop"
     return "stopped" if run.step else "new"
+
+
+def has_diverged(rows: list[Row]) -> bool:
+    """Whether the last steps had no finite loss or gradient, which ended the training."""
+    last = [row for row in rows if "loss" in row][-DIVERGED_STEPS:]
+    skipped = [row for row in last if None in (_number(row["loss"]), _number(row.get("grad_norm", 0.0)))]
+    return len(skipped) == DIVERGED_STEPS
+
+
+def own_path(folder: Path) -> Path:
+    """The run's folder with its name, also where that is "."; of a link its own, which is what one types."""
+    return folder.absolute() if folder.is_symlink() else folder.resolve()
 
 
 def _is_running(lock: Path) -> bool:

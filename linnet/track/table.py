@@ -23,7 +23,7 @@ from linnet.track.runs import RunSummary, find_runs, load_run
 
 DROPPED_FIRST = ("recipe", "model/", "at step", "from", "time", "tokens/s")  # where the terminal is narrow
 GAP = 2  # spaces between columns
-COLOURS = {"running": "green", "stopped": "yellow", "new": "yellow"}
+COLOURS = {"running": "green", "diverged": "red", "stopped": "yellow", "new": "yellow"}
 WORDS = ("run", "recipe", "from", "state")  # columns of text; the others hold numbers
 
 

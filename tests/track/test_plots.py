@@ -125,6 +125,12 @@ def test_best_is_the_first_lowest_finite_validation_loss() -> None:
     assert Curve.of([{"step": 1, "loss": 2.0}]).best is None
 
 
+def test_a_name_that_is_not_utf8_is_drawn(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / os.fsdecode(b"b\xff"), fall(5))
+    assert plot_run(folder) is not None
+    assert plot_runs({folder.name: fall(5)}, tmp_path / "all.png") is not None
+
+
 def test_an_old_picture_is_replaced_and_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine", fall(5))
     (folder / "loss.png").write_bytes(b"old")

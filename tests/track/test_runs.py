@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from linnet.files import Lock
 from linnet.track.metrics import RowFile
 from linnet.track.runs import find_runs, summarize
 from linnet.track.table import print_table, show
+from linnet.training.loop import MOST_SKIPPED
 
 RECIPE = (
     'format_version = 1\nname = "{recipe}"\n[model]\ninit_from = "{parent}"\n[train]\nepochs = 2.0\n{more}'
@@ -75,6 +77,26 @@ def test_states(tmp_path: Path) -> None:
         summarize(make_run(tmp_path / "c", steps=40, planned=90, more="patience = 2")).state == "early stop"
     )
     assert summarize(make_run(tmp_path / "d", steps=40, planned=90, more="patience = 3")).state == "stopped"
+
+
+def test_a_run_that_diverged_is_not_merely_stopped(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", steps=40, planned=90)
+    with RowFile(folder / "metrics.jsonl") as file:
+        for step in range(41, 41 + MOST_SKIPPED):
+            assert summarize(folder).state == "stopped"
+            loss = math.nan if step % 2 else 2.0
+            file.append({"step": step, "loss": loss, "grad_norm": math.inf if loss == 2.0 else 1.0})
+    assert summarize(folder).state == "diverged"
+    with Lock(folder / "lock"):
+        assert summarize(folder).state == "running"
+
+
+def test_a_link_has_its_own_name(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere" / "mine", steps=4, planned=4)
+    (tmp_path / "runs").mkdir()
+    make_run(tmp_path / "runs" / "mine", steps=4, planned=4)
+    (tmp_path / "runs" / "best").symlink_to(tmp_path / "elsewhere" / "mine")
+    assert [summarize(path).name for path in find_runs(tmp_path / "runs")] == ["best", "mine"]
 
 
 def test_a_run_is_running_while_a_process_holds_its_lock(tmp_path: Path) -> None:
