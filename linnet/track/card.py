@@ -16,7 +16,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -30,25 +29,23 @@ from linnet import files
 from linnet.errors import LinnetError
 from linnet.hub import no_telemetry
 from linnet.recipe import build_recipe, flatten, read_recipe_values, recipe_names
+from linnet.track.details import details_of, perplexity
 from linnet.track.facts import Facts, read_facts, texts
 from linnet.track.lineage import CARD, base_model_of, license_of, parents_of
 from linnet.track.markdown import code, fence, plain
 from linnet.track.plots import plot_run
-from linnet.track.progress import duration, printable
+from linnet.track.progress import printable
+from linnet.track.runs import own_path
 
 PICTURE = "loss.png"
 BESIDE = "card.md"
 """In the run folder: the new card, where README.md was changed by hand."""
 SEAL = re.compile(r"\n<!-- linnet card of (?P<address>[^\n]*), sha256 (?P<sha256>[0-9a-f]{64}) -->\s*\Z")
-ADDRESS = re.compile(r"(?!.*--)[\w./-]+")
+ADDRESS = re.compile(r"(?!-|.*--)[\w./-]+")
 MOST_SAMPLES = 4
 PATHS = ("data.source", "data.validation", "data.drop", "data.keep", "data.prepared")
 MODELS = ("model.init_from", "tokenizer.name")  # A path, or a name that is known everywhere.
 UNSAID = {"format_version", "name", "data.prepared", "data.workers", "data.engine", "track.sinks"}
-
-
-Detail = tuple[str, list[str | None]]
-"""A name, and what is said of it."""
 
 
 class Sealed(NamedTuple):
@@ -195,76 +192,6 @@ def metadata_of(facts: Facts) -> str:
     ).to_yaml()
 
 
-def details_of(facts: Facts) -> list[tuple[str, str]]:
-    """The technical details, as (name, words); what the files do not tell is left out."""
-    details = [*_data_details(facts), *_training_details(facts), *_result_details(facts)]
-    return [(name, plain(", ".join(filter(None, words)))) for name, words in details if any(words)]
-
-
-def _data_details(facts: Facts) -> list[Detail]:
-    shape = {"n_layer": "layers", "n_head": "heads", "n_embd": "wide", "n_positions": "positions"}
-    counts = {"rows": "rows", "tokens": "tokens", "learned_tokens": "of them learned"}
-    sizes = [_with(f"{{:,}} {words}", facts.shape(key)) for key, words in shape.items()]
-    held_out = [_with(f"{{:,}} {key}", facts.held_out_count(key)) for key in ("rows", "tokens")]
-    return [
-        ("Parameters", [_with("{:,}", facts.parameters), *sizes]),
-        ("Training data", [_with(f"{{:,}} {words}", facts.data_count(key)) for key, words in counts.items()]),
-        ("Held-out data", held_out),
-    ]
-
-
-def _training_details(facts: Facts) -> list[Detail]:
-    steps, tokens = facts.steps, facts.tokens
-    per_step = tokens / steps if tokens and steps else None
-    read = [_with("{:,} steps", steps), _with("{:,} tokens read", tokens)]
-    batch = [_with("{} rows a step", facts.choice("batch_size")), _with("{:,.0f} tokens a step", per_step)]
-    optimizer = [
-        _with("{}", facts.key("train", "optimizer")),
-        _with("peak learning rate {:g}", facts.key("train", "learning_rate")),
-        _with("{}", facts.key("train", "schedule")),
-        _with("{:,} warm-up steps", facts.key("train", "warmup_steps")),
-        _with("weight decay {:g}", facts.key("train", "weight_decay")),
-    ]
-    return [
-        ("Epochs", [_with("{:.2f}", facts.epochs), *read]),
-        ("Batch", batch),
-        ("Block size", [_with("{} tokens", facts.choice("block_size"))]),
-        ("Precision", [_with("{}, master weights in fp32", ", then ".join(facts.each_choice("precision")))]),
-        ("Optimizer", optimizer),
-    ]
-
-
-def _result_details(facts: Facts) -> list[Detail]:
-    seconds, starts = facts.seconds, len(facts.starts)
-    speed = facts.tokens / seconds if facts.tokens and seconds else None
-    time = [_with("{}", duration(seconds) if seconds else None), _with("{:,.0f} tokens/s", speed)]
-    loss = _with("{:.4f} nats per token, the mean of the last 20 logged steps", facts.training_loss)
-    packages = {"linnet": "Linnet", "torch": "torch", "python": "Python"}
-    return [
-        ("Hardware", [", then ".join(facts.hardware)]),
-        ("Training time", [*time, f"{starts} starts" if starts > 1 else None]),
-        ("Training loss", [loss]),
-        ("Held-out loss", [_held_out(facts)]),
-        ("Changed between two starts", [", ".join(facts.changed_keys)]),
-        ("Made with", [_with(f"{name} {{}}", facts.version(key)) for key, name in packages.items()]),
-    ]
-
-
-def _held_out(facts: Facts) -> str | None:
-    """`4.1 -> 3.2 nats per token at step 280 (perplexity 24.5), on 11,904 tokens`."""
-    if facts.best is None:
-        return None
-    step, loss = facts.best
-    before = f"{facts.loss_before:.4f} before training, " if facts.loss_before is not None else ""
-    tokens = f", on {facts.held_out_tokens:,} tokens" if facts.held_out_tokens else ""
-    return f"{before}{loss:.4f} nats per token at step {step:,} (perplexity {perplexity(loss):g}){tokens}"
-
-
-def perplexity(loss: float) -> float:
-    """e^loss to four digits; a loss beyond 700 nats has none that a float can hold."""
-    return float(f"{math.exp(min(loss, 700.0)):.4g}")
-
-
 def sources_of(facts: Facts) -> list[str]:
     """The data by name: data sets of the hub, else the last name of each path."""
     named = [
@@ -295,6 +222,11 @@ def last_name(place: str) -> str:
     return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
 
 
+def model_name(place: str) -> str:
+    """The last name of a model's path; `first` of `runs/first/model`, as every run's model is called model."""
+    return last_name(re.sub(r"(?<=[^\\/])[\\/]+model[\\/]*$", "", place))
+
+
 def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the last name instead of each path."""
     own = {part: dict(keys) if isinstance(keys, Mapping) else keys for part, keys in recipe.items()}
@@ -309,16 +241,16 @@ def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _place(value: str, *, is_model: bool) -> str:
-    """A name of the hub (`owner/name`) as it is, of a path the last name."""
+    """A name of the hub (`owner/name`) as it is, of a path the last name; of a run's model/ the run's."""
     if value.startswith("hf:") or (is_model and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)):
         return value
-    return last_name(value)
+    return model_name(value) if is_model else last_name(value)
 
 
 def _parent_name(parent: Mapping[str, Any]) -> str:
     """An ancestor's name on the hub, else the last name of its path."""
     hub = parent.get("hub")
-    return hub if isinstance(hub, str) else last_name(str(parent["init_from"]))
+    return hub if isinstance(hub, str) else model_name(str(parent["init_from"]))
 
 
 def _licensor(parent: object) -> str:
@@ -329,7 +261,7 @@ def _licensor(parent: object) -> str:
 
 def _address(root: Path) -> str:
     """The model's folder in the lines to paste: `runs/mine/model` where the run lies in a folder runs."""
-    place = root.resolve()
+    place = own_path(root)
     address = f"{'runs/' if place.parent.name == 'runs' else ''}{place.name}/model"
     return address if ADDRESS.fullmatch(address) else "path/to/model"
 
@@ -337,14 +269,3 @@ def _address(root: Path) -> str:
 def _language(facts: Facts) -> Any:
     filters = facts.key("data", "filters")
     return filters.get("language") if isinstance(filters, Mapping) else None
-
-
-def _with(words: str, value: Any) -> str | None:
-    """`words` with the value in it, `1 row` of "{} rows"; None for a value that is missing or does not fit them."""
-    if value is None or value == "":
-        return None
-    try:
-        text = words.format(value)
-    except (ValueError, TypeError):
-        return None
-    return text.removesuffix("s") if value == 1 else text

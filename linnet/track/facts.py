@@ -23,7 +23,7 @@ from typing import Any
 from linnet.errors import LinnetError
 from linnet.track.metrics import Row, read_metrics, read_rows
 from linnet.track.plots import Curve
-from linnet.track.runs import LAST_STEPS
+from linnet.track.runs import LAST_STEPS, has_diverged, own_path
 
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -75,11 +75,20 @@ class Facts:
         return next((count for count in found if count is not None), None)
 
     @property
-    def training_loss(self) -> float | None:
-        """Mean over the last 20 logged steps."""
+    def last_losses(self) -> list[float]:
+        """Those of the last 20 logged steps; NaN where it was not finite."""
         steps = [row for row in self.rows if "loss" in row][-LAST_STEPS:]
-        losses = [loss for row in steps if (loss := _number(row, "loss")) is not None]
+        return [math.nan if (loss := _number(row, "loss")) is None else loss for row in steps]
+
+    @property
+    def training_loss(self) -> float | None:
+        """The mean of those that are finite."""
+        losses = [loss for loss in self.last_losses if math.isfinite(loss)]
         return sum(losses) / len(losses) if losses else None
+
+    @property
+    def diverged(self) -> bool:
+        return has_diverged(self.rows)
 
     @property
     def seconds(self) -> float | None:
@@ -183,16 +192,24 @@ class Facts:
         vocabulary, positions, layers, width = known
         return (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width) + 2 * width
 
+    @cached_property
+    def sample_step(self) -> int | None:
+        """The last step up to the model's own at which samples were written."""
+        steps = [step for row in self._whole_samples if (step := _whole(row, "step")) is not None]
+        return max((step for step in steps if step <= (self.model_step or 0)), default=None)
+
     @property
     def best_samples(self) -> list[tuple[str, str]]:
-        """(prompt, text) that the model wrote at its step; else the last ones before it."""
-        whole = [
+        """(prompt, text) of that step."""
+        return [
+            (row["prompt"], row["text"]) for row in self._whole_samples if row.get("step") == self.sample_step
+        ]
+
+    @property
+    def _whole_samples(self) -> list[Row]:
+        return [
             row for row in self.samples if all(isinstance(row.get(key), str) for key in ("prompt", "text"))
         ]
-        steps = [step for row in whole if (step := _whole(row, "step")) is not None]
-        last = self.model_step or 0
-        chosen = max((step for step in steps if step <= last), default=None)
-        return [(row["prompt"], row["text"]) for row in whole if row.get("step") == chosen]
 
 
 def read_facts(root: Path, model: Path) -> Facts:
@@ -207,7 +224,7 @@ def read_facts(root: Path, model: Path) -> Facts:
     with contextlib.suppress(OSError, ValueError):
         recipe = tomllib.loads((root / "recipe.toml").read_text(encoding="utf-8"))
     return Facts(
-        name=root.resolve().name,
+        name=own_path(root).name,
         recipe=recipe,
         environment=_read_json(root / "environment.json"),
         config=_read_json(model / "config.json"),

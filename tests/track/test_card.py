@@ -116,7 +116,7 @@ def test_every_figure_is_that_of_the_files(family: Path) -> None:
     seconds = steps[-1]["time_s"]
     assert said["Training time"] == f"{round(seconds)} s, {tokens / seconds:,.0f} tokens/s, 2 starts"
     mean = sum(row["loss"] for row in steps[-20:]) / len(steps[-20:])
-    assert said["Training loss"].startswith(f"{mean:.4f} nats per token")
+    assert said["Training loss"] == f"{mean:.4f} nats per token, the mean of the last 6 logged steps"
     measured = next(row["validation_tokens"] for row in rows if "validation_tokens" in row)
     assert said["Held-out loss"] == (
         f"{held_out[0]:.4f} before training, {best[0]:.4f} nats per token at step {best[1]} "
@@ -145,6 +145,57 @@ def test_a_time_of_a_minute_keeps_its_seconds(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row | {"time_s": 90.2}) + "\n" for row in rows))
     write_card(run, run / "model")
     assert "1 min 30 s" in details(read_card(run))["Training time"]
+
+
+def test_one_of_a_thing_is_no_plural(run: Path) -> None:
+    environment = json.loads((run / "environment.json").read_bytes())
+    environment["starts"][-1]["choices"]["batch_size"]["value"] = 1
+    (run / "environment.json").write_text(json.dumps(environment))
+    row = {"step": 1, "time_s": 1.2, "loss": 2.5, "tokens": 64}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    write_card(run, run / "model")
+    said = details(read_card(run))
+    assert said["Batch"] == "1 row a step, 64 tokens a step"
+    assert said["Training time"].startswith("1 s, 53 tokens/s")
+    assert said["Training loss"] == "2.5000 nats per token, the mean of the only logged step"
+
+
+def test_a_training_that_diverged_says_so_and_from_which_step_the_samples_are(run: Path) -> None:
+    rows = [{"step": step, "loss": 3.0 if step == 1 else None, "grad_norm": 1.0} for step in range(1, 7)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "samples.jsonl").write_text(json.dumps({"step": 5, "prompt": "a", "text": "b"}) + "\n")
+    write_card(run, run / "model")
+    card = read_card(run)
+    assert "What it wrote at step 5, not chosen by hand" in card
+    assert "- Its training diverged: " in card
+    assert details(card)["Training loss"].endswith(
+        "the mean of the last 6 logged steps without 5 that were not finite"
+    )
+    assert "![Loss of each step](loss.png)" in card, "nothing was measured on held-out data"
+
+
+def test_a_run_has_the_name_by_which_it_is_called(run: Path) -> None:
+    """A link's own, not that of the folder to which it leads; a parent's where the path ends with model/."""
+    link = run.with_name("best")
+    link.symlink_to(run)
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(
+        re.sub(r"^init_from = .*", 'init_from = "/a/first/model"', recipe, flags=re.M)
+    )
+    environment = json.loads((run / "environment.json").read_bytes())
+    environment["parent"] |= {"init_from": "/a/first/model/"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "model" / "README.md").unlink()
+    write_card(link, link / "model")
+    card = read_card(run)
+    assert "\n# best\n" in card
+    assert 'name = "runs/best/model"' in card
+    assert "made from `first` (" in card
+    assert "model.init_from=first " in card
+    (run / "model" / "README.md").unlink()
+    run = run.rename(run.parent.parent / "-x")
+    write_card(run, run / "model")
+    assert 'name = "path/to/model"' in read_card(run), "-x/model would be taken for an option"
 
 
 def test_the_metadata_is_valid(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +370,9 @@ def test_what_a_model_writes_stays_in_its_block(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = (run / "recipe.toml").read_text()
     recipe = re.sub(r"^source = .*", 'source = "`` <b>EVIL</b> `x"', recipe, flags=re.M)
-    (run / "recipe.toml").write_text(re.sub(r"prompts = \[[^\]]*\]", 'prompts = ["```\\n# EVIL"]', recipe))
+    (run / "recipe.toml").write_text(
+        re.sub(r"prompts = \[[^\]]*\]", 'prompts = ["x\\\\n```\\\\n# EVIL"]', recipe)
+    )
     named = run.rename(run.with_name("# <b>EVIL *x* [y](z)"))
     write_card(named, named / "model")
     card = read_card(named)
