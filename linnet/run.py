@@ -111,12 +111,18 @@ class RunFolder:
         start = {
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join(sys.argv),
+            "command": shlex.join([_program(sys.argv[0]), *sys.argv[1:]]),
             "machine": describe_machine(),
             "choices": {key: {"value": c.value, "reason": c.reason} for key, c in plan.choices.items()},
             "changes": [vars(change) for change in changes],
         }
         files.write_json(self.environment, {"parent": dict(parent), "data": data, "starts": [*starts, start]})
+
+
+def _program(path: str) -> str:
+    """The program's name as one types it, without the folders of this machine."""
+    *_, folder, name = ("", *Path(path).parts)
+    return folder if name == "__main__.py" else name
 
 
 @dataclass(frozen=True)

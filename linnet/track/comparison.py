@@ -15,7 +15,7 @@ from pathlib import Path
 from linnet.track.curves import comparison_figures
 from linnet.track.metrics import Row
 from linnet.track.page import Page
-from linnet.track.report_parts import evaluations_of
+from linnet.track.report_parts import evaluations_of, is_continued
 from linnet.track.runs import RunSummary
 from linnet.track.table import WORDS, columns_of
 
@@ -29,7 +29,8 @@ def write_comparison(path: Path, loaded: Sequence[tuple[RunSummary, list[Row]]])
     newest = []
     for run, _ in loaded:
         evaluations, _ = evaluations_of(Path(run.path), run)
-        newest.append((run, evaluations[0] if evaluations else None))
+        if evaluations:
+            newest.append((run, evaluations[0], is_continued(Path(run.path))))
     runs = [run for run, _ in loaded]
     Page("comparison.html.j2").write(
         path,
@@ -37,6 +38,6 @@ def write_comparison(path: Path, loaded: Sequence[tuple[RunSummary, list[Row]]])
         runs=runs,
         columns=columns_of(runs),
         words=WORDS,
-        newest=[(run, evaluation) for run, evaluation in newest if evaluation],
+        newest=newest,
         drawn=time.strftime("%Y-%m-%d %H:%M"),
     )

@@ -15,6 +15,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -49,6 +50,11 @@ def script_json(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
+def tilde(text: str) -> str:
+    """`~` for the home folder: a page is sent to others, and that folder mostly has its owner's name."""
+    return re.sub(rf"{re.escape(str(Path.home()))}(?![\w.-])", "~", text)
+
+
 class Page:
     """A template with figures. Loading costs 0.1 s, drawing it again only what is in it.
 
@@ -56,7 +62,7 @@ class Page:
     """
 
     def __init__(self, name: str) -> None:
-        self._template = environment().get_template(name)
+        self._template = environment(tilde=tilde).get_template(name)
         self._bundle = _plotly()
         self._script = (resources.files("linnet") / "templates" / "figures.js").read_text(encoding="utf-8")
         self._policy = " ".join(

@@ -102,12 +102,12 @@ def contents_of(root: Path, run: RunSummary) -> Contents:
     """Read the run folder `root`. What cannot be read or understood is added to `run.problems`."""
     contents = Contents(run, numbers_of(run))
     contents.evaluations, contents.evaluations_in_all = evaluations_of(root, run)
+    contents.continued = is_continued(root)
     contents.recipe = _part(run, "recipe.toml", lambda: _recipe(root)) or ""
     environment = _part(run, "environment.json", lambda: _environment(root)) or {}
     if "data" in environment:
         data = environment["data"]
         contents.data = _part(run, "environment.json: data", lambda: _data(data))
-        contents.continued = isinstance(data, dict) and data.get("format") in CONTINUED
     if environment.get("starts"):
         starts = environment["starts"]
         contents.machine = _part(run, "environment.json: machine", lambda: _machine(starts[-1])) or []
@@ -155,6 +155,14 @@ def evaluations_of(root: Path, run: RunSummary) -> tuple[list[Evaluation], int]:
         last = len(steps) - 1
         steps = [steps[round(i * last / (MOST_EVALUATIONS - 1))] for i in range(MOST_EVALUATIONS)]
     return [Evaluation(step, found[step]) for step in reversed(steps)], len(found)
+
+
+def is_continued(root: Path) -> bool:
+    """Whether a sample's text goes on where its prompt ends, and is no answer to it; True where nothing is known."""
+    try:
+        return _environment(root)["data"]["format"] in CONTINUED
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
 
 
 def _part(run: RunSummary, what: str, make: Callable[[], Part]) -> Part | None:

@@ -89,8 +89,8 @@ def load_run(folder: Path, *, running: bool | None = None) -> tuple[RunSummary, 
     run = RunSummary(name=own_path(folder).name, path=str(folder))
     recipe = _read_recipe(folder, run)
     train, model = _part(recipe, "train"), _part(recipe, "model")
-    run.recipe = recipe.get("name") or None
-    run.parent = model.get("init_from") if model.get("init_from") != "scratch" else None
+    run.recipe, parent = _text(recipe, "name"), _text(model, "init_from")
+    run.parent = None if parent == "scratch" else parent
     run.steps = _planned_steps(folder, run) or train.get("steps")
     rows = _read_rows(folder, run)
     _measure(run, rows)
@@ -115,6 +115,11 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
     part = values.get(key)
     return part if isinstance(part, dict) else {}
+
+
+def _text(values: dict[str, Any], key: str) -> str | None:
+    text = values.get(key)
+    return text if isinstance(text, str) and text else None
 
 
 def _read_recipe(folder: Path, run: RunSummary) -> dict[str, Any]:

@@ -129,6 +129,26 @@ def test_the_page_holds_all_that_the_folder_tells(tmp_path: Path) -> None:
     assert "memory_free_bytes" not in text
 
 
+def test_the_page_does_not_tell_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is mostly the user's, and a page is sent to others. Another folder with that beginning stays."""
+    monkeypatch.setenv("HOME", "/home/al")
+    monkeypatch.setenv("USERPROFILE", "/home/al")
+    folder = make_run(tmp_path / "mine")
+    environment = json.loads(json.dumps(ENVIRONMENT).replace("notes.txt", "/home/al/notes.txt"))
+    environment["data"]["folder"] = "/home/alice/prepared"
+    environment["starts"][0]["command"] = "linnet train text data.source=/home/al/notes.txt"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "recipe.toml").write_text('name = "x"\n[model]\ninit_from = "/home/al/runs/a"\n')
+    page = page_of(folder)
+    show(tmp_path, html=tmp_path / "all.html")
+    both = page + (tmp_path / "all.html").read_text()
+    assert "/home/al/" not in without_bundle(both)
+    assert "~/notes.txt" in page
+    assert "data.source=~/notes.txt" in page
+    assert "/home/alice/prepared" in page
+    assert "~/runs/a" in (tmp_path / "all.html").read_text()
+
+
 def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "mine"))
     assert "<img" not in page
@@ -207,6 +227,7 @@ def test_a_run_without_a_row_has_a_page(tmp_path: Path) -> None:
     ("file", "content", "said"),
     [
         ("recipe.toml", b"\xff\xfe", "recipe.toml cannot be read"),
+        ("recipe.toml", b"name = 3\n[model]\ninit_from = 4\n", None),
         ("environment.json", b"{", "environment.json cannot be read"),
         ("environment.json", b"[1]", "environment.json"),
         ("environment.json", b'{"data": 3, "starts": 4}', "environment.json: data cannot be shown"),
@@ -342,6 +363,19 @@ def test_several_runs_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
 
 
+def test_an_answer_stands_apart_from_its_question_on_the_page_of_runs_too(tmp_path: Path) -> None:
+    for name in ("lines", "chat"):
+        folder = make_run(tmp_path / name, text="its text")
+        environment = {**ENVIRONMENT, "data": {"format": name}}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    show(tmp_path, html=tmp_path / "all.html")
+    pages = {"one": (tmp_path / "all.html").read_text()}
+    pages = {name: page_of(tmp_path / name) for name in ("lines", "chat")} | pages
+    assert {name: "</span><br>" in page for name, page in pages.items()} == {
+        "lines": False, "chat": True, "one": True,
+    }  # fmt: skip
+
+
 def test_a_page_of_runs_that_cannot_be_is_an_error_in_words(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a")
     with pytest.raises(LinnetError, match=r"no folder .*nowhere"):
@@ -383,6 +417,8 @@ def test_a_training_draws_its_page_and_does_without_where_it_cannot(
         assert said.count("report.html cannot be written, the training goes on") == 1
         return
     assert "report.html" not in said
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_bytes())["starts"]
+    assert not Path(start["command"].split()[0]).is_absolute(), "that page tells no folder of this machine"
     text = without_bundle(page.read_text())
     assert ">finished<" in text
     assert "step 4<" in text
