@@ -89,8 +89,21 @@ class RunFolder:
         return value if isinstance(value, int) and value > 0 else None
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """recipe.toml with every default written out; "auto" stays "auto"."""
-        files.write_file(self.recipe, [dump_recipe(recipe).encode()])
+        """recipe.toml with every default written out; "auto" stays "auto".
+
+        Raises:
+            LinnetError: a value has bytes that are not UTF-8, as a file's name may.
+        """
+        try:
+            content = dump_recipe(recipe).encode()
+        except UnicodeEncodeError as error:
+            line = str(error.object).count("\n", 0, error.start)
+            value = str(error.object).split("\n")[line].strip(" ,").encode(errors="replace").decode()
+            raise LinnetError(
+                f"recipe.toml takes UTF-8 only, and in {value} something is not; rename the file, or where the "
+                "terminal is to blame, set LC_ALL=C.UTF-8."
+            ) from error
+        files.write_file(self.recipe, [content])
 
     def write_environment(
         self,
@@ -111,7 +124,7 @@ class RunFolder:
         start = {
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join([_program(sys.argv[0]), *sys.argv[1:]]),
+            "command": shlex.join([*map(_program, sys.argv[:1]), *sys.argv[1:]]),
             "machine": describe_machine(),
             "choices": {key: {"value": c.value, "reason": c.reason} for key, c in plan.choices.items()},
             "changes": [vars(change) for change in changes],
@@ -121,8 +134,8 @@ class RunFolder:
 
 def _program(path: str) -> str:
     """The program's name as one types it, without the folders of this machine."""
-    *_, folder, name = ("", *Path(path).parts)
-    return folder if name == "__main__.py" else name
+    program = Path(path)
+    return program.parent.name if program.name == "__main__.py" else program.name
 
 
 @dataclass(frozen=True)

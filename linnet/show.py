@@ -7,6 +7,7 @@ How    Rich tables on stdout; in a log file they are plain text.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -161,4 +162,5 @@ def show_end(session: Session) -> None:
     print(
         f"Done: {state.step:,} steps{best}. {root}/model opens in transformers; {root}/report.html shows the curves."
     )
-    print(f'Next: linnet generate {root} "..."')
+    address = f"./{root}" if str(root).startswith("-") else str(root)
+    print(f'Next: linnet generate {shlex.quote(address)} "..."')

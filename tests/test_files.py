@@ -92,6 +92,9 @@ def test_write_file_on_a_failing_disk_says_where_and_how_much(tmp_path: Path, nu
 def test_json_is_canonical(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"b": 1, "a": ["é", None]})
     assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "a": [\n    "é",\n    null\n  ],\n  "b": 1\n}\n'
+    half = {"path": os.fsdecode(b"caf\xe9")}  # A file's name that is not UTF-8.
+    files.write_json(tmp_path / "c.json", half)
+    assert json.loads((tmp_path / "c.json").read_text("utf-8")) == half
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "b.json", {"loss": float("nan")})
     assert not (tmp_path / "b.json").exists()

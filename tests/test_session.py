@@ -1,11 +1,15 @@
 """What a start of a training does around its loop."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import linnet
+from linnet.errors import LinnetError
+from linnet.recipe import load_recipe
+from linnet.run import RunFolder
 
 
 def test_a_prompt_that_the_vocabulary_cannot_write_is_left_out_and_said_once(
@@ -27,3 +31,10 @@ def test_a_prompt_that_the_vocabulary_cannot_write_is_left_out_and_said_once(
     said = capsys.readouterr().err
     assert said.count('"Wozu?" is left out') == 1
     assert 'it writes: "add 1 and 1 -> ' in said
+
+
+def test_a_recipe_that_is_not_utf8_is_refused_in_words(tmp_path: Path) -> None:
+    recipe = load_recipe("text", [os.fsdecode(b"data.source=caf\xe9.txt")])
+    with pytest.raises(LinnetError, match=r'in source = "caf\?\.txt" something is not; rename the file'):
+        RunFolder(tmp_path).write_recipe(recipe)
+    assert list(tmp_path.iterdir()) == []

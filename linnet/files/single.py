@@ -101,8 +101,12 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: boo
 
 
 def json_bytes(value: Any) -> bytes:
-    """Our one form of JSON: keys sorted, indent 2, a newline at the end; NaN is a ValueError."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Our one form of JSON: keys sorted, indent 2, a newline at the end; NaN is a ValueError.
+
+    Half a character, as a file's name that is not UTF-8 has them, is escaped: `\\udcff`.
+    """
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> str:

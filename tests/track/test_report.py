@@ -399,12 +399,12 @@ def test_a_training_draws_its_page_and_does_without_where_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], in_the_way: bool
 ) -> None:
     (tmp_path / "text.txt").write_text("the bird sings a song that it has heard. " * 200)
-    page = tmp_path / "run" / "report.html"
+    page = tmp_path / "a run" / "report.html"
     if in_the_way:
         page.mkdir(parents=True)
     run = linnet.train(
         "text",
-        run=tmp_path / "run",
+        run=tmp_path / "a run",
         data={"source": str(tmp_path / "text.txt"), "prepared": str(tmp_path / "prepared")},
         tokenizer={"name": "char"},
         model={"init_from": "scratch", "n_layer": 1, "n_embd": 16, "n_head": 1, "n_positions": 16},
@@ -412,12 +412,13 @@ def test_a_training_draws_its_page_and_does_without_where_it_cannot(
         sample={"prompts": ["the "], "max_new_tokens": 2},
     )
     assert len([row for row in run.metrics() if "loss" in row]) == 4
-    said = capsys.readouterr().err
+    shown, said = capsys.readouterr()
+    assert f"Next: linnet generate '{run.dir}' \"...\"" in shown, "a space is quoted"
     if in_the_way:
         assert said.count("report.html cannot be written, the training goes on") == 1
         return
     assert "report.html" not in said
-    (start,) = json.loads((tmp_path / "run" / "environment.json").read_bytes())["starts"]
+    (start,) = json.loads((tmp_path / "a run" / "environment.json").read_bytes())["starts"]
     assert not Path(start["command"].split()[0]).is_absolute(), "that page tells no folder of this machine"
     text = without_bundle(page.read_text())
     assert ">finished<" in text
