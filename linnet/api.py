@@ -12,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,9 @@ from linnet.recipe import flatten, parse_overrides, read_recipe_values
 from linnet.run import RunFolder
 from linnet.show import show_end, show_finished, show_first_batch, show_plan, show_profile
 from linnet.tokenizer import load_tokenizer
+from linnet.track.card import write_card
 from linnet.track.metrics import read_metrics
+from linnet.track.report import write_report
 from linnet.training import loop
 from linnet.training.stop import StopSignals
 
@@ -107,6 +110,7 @@ def train(
         checkpoint = opening.newest_checkpoint(folder, request=request, say=print)
         if checkpoint is not None and opening.is_done(request, checkpoint):
             show_finished(folder, checkpoint)
+            _redraw(folder)
             if mirror is not None:
                 complete(folder.root, Path(mirror), step=checkpoint.step, say=print)
             return Run(folder.root)
@@ -161,6 +165,18 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
         return Model(network, tokenizer, template=template)
     reads = run.recipe_values().get("data", {}).get("reads", "start")
     return Model(network, tokenizer, template=template, reads=reads, block_size=run.block_size())
+
+
+def _redraw(folder: RunFolder) -> None:
+    """Report and card of a finished run: a kill or a full disk may have come between the last step and these."""
+    for what, draw in (
+        ("report.html", partial(write_report, folder.root, running=False)),
+        ("The card", partial(write_card, folder.root, folder.model)),
+    ):
+        try:
+            draw()
+        except Exception as error:  # As in a training: what only shows the run is no reason to fail.
+            print(f"{what} cannot be written: {error}", file=sys.stderr)
 
 
 def _look_only(request: opening.Request, *, folder: RunFolder, only: str) -> Run:

@@ -75,6 +75,7 @@ class Session:
         self._samples: RowFile | None = None
         self._left_out: set[str] = set()  # prompts that cannot be sampled
         self._failed: set[str] = set()  # what only shows the run, and could not
+        self._closing = False
         self.template = template_of(recipe.data)
         self._writer = Model(self.model, self.tokenizer, template=self.template, reads=recipe.data.reads)
         if mirror is not None:
@@ -123,6 +124,7 @@ class Session:
 
     def close(self) -> None:
         """Close the rows' files, leave the progress line standing and bring what shows the run up to date."""
+        self._closing = True
         for rows in (self._metrics, self._samples):
             if rows is not None:
                 rows.close()
@@ -259,5 +261,6 @@ class Session:
             yield
         except Exception as error:
             if what not in self._failed:
-                self.progress.say(f"{what} cannot be written, the training goes on: {error}")
+                goes_on = "" if self._closing else ", the training goes on"
+                self.progress.say(f"{what} cannot be written{goes_on}: {error}")
             self._failed.add(what)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import linnet
+from linnet import files
 from linnet.errors import LinnetError
 from linnet.files import Lock, operations
 from linnet.track.curves import run_figures
@@ -424,6 +425,35 @@ def test_a_training_draws_its_page_and_does_without_where_it_cannot(
     assert ">finished<" in text
     assert "step 4<" in text
     assert 'class="problems"' not in text
+
+
+def test_the_same_command_redraws_a_page_that_a_kill_or_a_full_disk_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the bird sings a song that it has heard. " * 200)
+    again: dict[str, Any] = {
+        "data": {"source": "text.txt"},
+        "tokenizer": {"name": "char"},
+        "model": {"init_from": "scratch", "n_layer": 1, "n_embd": 16, "n_head": 1, "n_positions": 16},
+        "train": {"steps": 2, "block_size": 16, "batch_size": 2},
+        "sample": {"max_new_tokens": 0},
+    }
+    page, card = Path("runs/text/report.html"), Path("runs/text/model/README.md")
+    with monkeypatch.context() as context:
+        context.setattr(LiveReport, "close", lambda self: files.write_file(page / "x", [b""]))
+        linnet.train("text", **again)
+    said = capsys.readouterr().err
+    assert "report.html cannot be written: " in said, "the training does not go on: it has ended"
+    assert ">running<" in page.read_text()
+    card.unlink()
+    linnet.train("text", **again)
+    assert ">finished<" in page.read_text()
+    assert card.is_file()
+    page.unlink()
+    page.mkdir()
+    linnet.train("text", **again)
+    assert "report.html cannot be written: " in capsys.readouterr().err
 
 
 # In a browser.
