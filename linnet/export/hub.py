@@ -15,7 +15,7 @@ import contextlib
 import fnmatch
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from linnet import files
 from linnet.errors import LinnetError, UsageError
 from linnet.hub import causes, no_telemetry, why_not
 from linnet.model.resolve import resolve_model
-from linnet.track.card import BESIDE, name_repository, unseal, write_card
+from linnet.track.card import BESIDE, card_of_repository, unseal, write_card
 from linnet.track.lineage import CARD, HUB_NAME
 from linnet.track.progress import printable
 
@@ -75,16 +75,20 @@ def export_to_hub(model: str, repository: str, *, private: bool = False, say: Sa
         if root is not None:
             files.repair_folder(folder)
             write_card(root, folder)
-        name_repository(folder, repository)
         _say_of_card(folder, root, say)
         names, others = _files_of(folder)
-        size = sum((folder / name).stat().st_size for name in names)
+        contents: dict[str, Path | bytes] = {name: folder / name for name in names}
+        if card := card_of_repository(folder, repository):
+            contents[CARD] = card
+        size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in contents.values())
         command = _command(folder, repository, others=others, private=private)
         if others:
             say(f"Not sent, since a model does not need it: {', '.join(others)}.")
         say(f"{folder}: {len(names)} files, {size / 1e6:,.1f} MB, go to {repository}.")
         with _in_words(repository):
-            url, commit, foreign = _send(folder, names, repository=repository, private=private)
+            url, commit, foreign = _send(contents, repository=repository, private=private)
+        if card:  # Only now: before, its lines would name a repository that may never be.
+            files.write_file(folder / CARD, [card])
     if foreign:
         say(
             f"{repository} also holds {', '.join(foreign)}; delete on its page what belongs to an older model, since "
@@ -94,7 +98,7 @@ def export_to_hub(model: str, repository: str, *, private: bool = False, say: Sa
 
 
 def _send(
-    folder: Path, names: Sequence[str], *, repository: str, private: bool
+    contents: Mapping[str, Path | bytes], *, repository: str, private: bool
 ) -> tuple[str, str, list[str]]:
     """Make the repository and one commit; returns its URL, the commit, and the files that are not of this model."""
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -109,9 +113,9 @@ def _send(
     api = HfApi(library_name="linnet")
     # None and not False: then the owner's own default holds, and a repository that exists is not asked about it.
     url = api.create_repo(repository, private=private or None, exist_ok=True)
-    operations = [CommitOperationAdd(name, folder / name) for name in names]
+    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
     done = api.create_commit(repository, operations, commit_message="Model and card by linnet export")
-    foreign = sorted({*api.list_repo_files(repository)} - {*names, ".gitattributes"})
+    foreign = sorted({*api.list_repo_files(repository)} - {*contents, ".gitattributes"})
     return str(url), str(done.oid), foreign
 
 

@@ -1,7 +1,7 @@
 """model/README.md: the model card.
 
 What   `write_card(root, model)` writes the card of the run `root` into the folder `model`; with its picture, loss.png,
-       where that is the run's model/ itself. `name_repository` puts a name of the hub into the lines to paste.
+       where that is the run's model/ itself. `card_of_repository` has a name of the hub in the lines to paste.
 Why    A model without a word about its data, its base and its loss is of no use to anybody else, and nobody likes to
        write that down. All of it was measured.
 How    The figures are those of facts.py, the words in templates/card.md.j2, the metadata goes through the hub's own
@@ -84,15 +84,15 @@ def write_card(root: Path, model: Path) -> None:
         (root / BESIDE).unlink()
 
 
-def name_repository(model: Path, repository: str) -> None:
-    """Let the lines to paste name the repository `owner/name`; a card that was changed by hand stays as it is."""
+def card_of_repository(model: Path, repository: str) -> bytes | None:
+    """The folder's card with the repository `owner/name` in the lines to paste; None where none is ours to change."""
     card = unseal(model / CARD)
-    if card is None or card.address == repository:
-        return
+    if card is None:
+        return None
     text = card.text
     for line in ('name = "{}"', "linnet generate {}"):  # As the template has them.
         text = text.replace(line.format(card.address), line.format(repository))
-    files.write_file(model / CARD, [seal(text, repository)])
+    return seal(text, repository)
 
 
 def seal(text: str, address: str) -> bytes:

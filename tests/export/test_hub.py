@@ -292,7 +292,12 @@ def test_mistakes_are_one_sentence(
     ],
 )
 def test_no_right_and_no_network_are_one_sentence(
-    hub: LoopbackHub, command: Command, monkeypatch: pytest.MonkeyPatch, env: dict[str, Any], message: str
+    home: Path,
+    hub: LoopbackHub,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    env: dict[str, Any],
+    message: str,
 ) -> None:
     from huggingface_hub import constants
 
@@ -302,7 +307,11 @@ def test_no_right_and_no_network_are_one_sentence(
             monkeypatch.setenv(key, value)
         else:
             monkeypatch.setattr(constants, key, value)
+    before = (home / "runs/birds/model/README.md").read_bytes()
     done = command(*EXPORT)
+    assert (home / "runs/birds/model/README.md").read_bytes() == before, (
+        "no lines for a repository that is not there"
+    )
     assert done.code == 1, done.out
     assert message in done.err.splitlines()[-1]
     assert "Traceback" not in done.err

@@ -23,7 +23,7 @@ from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import save_model
 from linnet.recipe import load_recipe
 from linnet.tokenizer import train_bpe
-from linnet.track.card import BESIDE, name_repository, unseal, write_card
+from linnet.track.card import BESIDE, card_of_repository, unseal, write_card
 from linnet.track.lineage import base_model_of, license_of
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_uploads import errors_of_card
@@ -309,7 +309,9 @@ def test_other_line_ends_are_no_change_by_hand(run: Path) -> None:
 
 
 def test_the_name_on_the_hub_stays(run: Path) -> None:
-    name_repository(run / "model", "me/birds")
+    named = card_of_repository(run / "model", "me/birds")
+    assert named is not None
+    (run / "model" / "README.md").write_bytes(named)
     for _ in range(2):
         assert 'name = "me/birds"' in read_card(run)
         assert "linnet generate me/birds 'What is the sum" in read_card(run)
