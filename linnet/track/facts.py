@@ -194,9 +194,9 @@ class Facts:
 
     @cached_property
     def sample_step(self) -> int | None:
-        """The last step up to the model's own at which samples were written."""
+        """The last step up to the model's own at which samples were written; not step 0, before the training."""
         steps = [step for row in self._whole_samples if (step := _whole(row, "step")) is not None]
-        return max((step for step in steps if step <= (self.model_step or 0)), default=None)
+        return max((step for step in steps if 0 < step <= (self.model_step or 0)), default=None)
 
     @property
     def best_samples(self) -> list[tuple[str, str]]:

@@ -171,6 +171,9 @@ def test_a_training_that_diverged_says_so_and_from_which_step_the_samples_are(ru
     assert details(card)["Training loss"].endswith(
         "the mean of the last 6 logged steps without 5 that were not finite"
     )
+    (run / "samples.jsonl").write_text(json.dumps({"step": 0, "prompt": "a", "text": "b"}) + "\n")
+    write_card(run, run / "model")
+    assert "What it wrote" not in read_card(run), "only before training, as of a run that was stopped early"
     assert "![Loss of each step](loss.png)" in card, "nothing was measured on held-out data"
 
 
