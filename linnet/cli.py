@@ -297,9 +297,9 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a folder side by side."""
-    from linnet.track import table
+    from linnet import overview
 
-    table.show(folder, plot=plot, html=html, as_json=as_json)
+    overview.show(folder, plot=plot, html=html, as_json=as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from linnet.errors import LinnetError
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.pretrained import load_model
 from linnet.preparing import LARGEST_WINDOW, SCRATCH
-from linnet.track.lineage import origin_of
+from linnet.track.card.lineage import origin_of
 from linnet.training.plan import Plan, choose_block_size, make_plan
 
 

@@ -37,6 +37,7 @@ COMPOSERS = {
     "cli",
     "api",
     "opening",
+    "overview",
     "session",
     "setup",
     "show",

@@ -25,7 +25,7 @@ from linnet.errors import LinnetError, UsageError
 from linnet.hub import causes, no_telemetry, why_not
 from linnet.model.resolve import resolve_model
 from linnet.track.card import BESIDE, card_of_repository, unseal, write_card
-from linnet.track.lineage import CARD, HUB_NAME
+from linnet.track.card.lineage import CARD, HUB_NAME
 from linnet.track.progress import printable
 
 MODEL_FILES = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from linnet import files
 from linnet.look import words
 from linnet.look.report import Report
-from linnet.track.page import environment
+from linnet.track.report.page import environment
 
 TEMPLATE = "inspect.html.j2"
 MOST_SHOWN = 6000  # characters of a segment

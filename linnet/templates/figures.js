@@ -1,5 +1,5 @@
 // Draws the figures of a page with plotly: puts in the chosen axis and the colours of the page, light or dark.
-// The figures are plotly's own JSON, see linnet/track/curves.py.
+// The figures are plotly's own JSON, see linnet/track/report/curves.py.
 "use strict";
 
 const page = JSON.parse(document.getElementById("figures").textContent);

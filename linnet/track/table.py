@@ -1,15 +1,12 @@
-"""The runs of a folder side by side: what `linnet runs` prints.
+"""The table of runs that `linnet runs` prints.
 
-What: a table on the terminal, or JSON; on request a picture or a page with all curves.
+What: a row for each run, as many columns as the terminal holds.
 Why:  "which of these was the good one?" must be answered without opening ten files.
-How:  from the summaries (`linnet.track.runs`). A picture or a page is drawn by modules that are imported only then.
+How:  from the summaries (`linnet.track.runs`).
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Literal
 
 from rich.cells import cell_len
@@ -17,45 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from linnet.errors import LinnetError
 from linnet.track.progress import printable
-from linnet.track.runs import RunSummary, find_runs, load_run
+from linnet.track.runs import RunSummary
 
 DROPPED_FIRST = ("recipe", "model/", "at step", "from", "time", "tokens/s")  # where the terminal is narrow
 GAP = 2  # spaces between columns
 COLOURS = {"running": "green", "diverged": "red", "stopped": "yellow", "new": "yellow"}
 WORDS = ("run", "recipe", "from", "state")  # columns of text; the others hold numbers
-
-
-def show(folder: Path, *, plot: Path | None = None, html: Path | None = None, as_json: bool = False) -> None:
-    """Print the runs in `folder` to stdout, as a table or as JSON, and draw their curves into `plot` and `html`.
-
-    Raises LinnetError where there are no runs, or nothing to draw.
-    """
-    for path in (plot, html):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise LinnetError(f"There is no folder {path.absolute().parent}; make it, or name another file.")
-        if path is not None and path.is_dir():
-            raise LinnetError(
-                f"{path} is a folder; name a file, such as {path / 'runs'}{'.png' if path is plot else '.html'}."
-            )
-    loaded = [load_run(path) for path in find_runs(folder)]
-    runs = [run for run, _ in loaded]
-    if as_json:
-        print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, allow_nan=False))
-    else:
-        print_table(runs)
-    if plot is not None:
-        from linnet.track.plots import plot_runs
-
-        if plot_runs({run.name: rows for run, rows in loaded}, plot) is None:
-            raise LinnetError(f"There is nothing to draw: no run in {folder} has logged a step yet.")
-        print(f"The curves are in {plot}", file=sys.stderr)
-    if html is not None:
-        from linnet.track.comparison import write_comparison
-
-        write_comparison(html, loaded)
-        print(f"The page is {html}", file=sys.stderr)
 
 
 def print_table(runs: Sequence[RunSummary], *, console: Console | None = None) -> None:

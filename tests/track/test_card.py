@@ -24,7 +24,7 @@ from linnet.model.pretrained import save_model
 from linnet.recipe import load_recipe
 from linnet.tokenizer import train_bpe
 from linnet.track.card import BESIDE, card_of_repository, unseal, write_card
-from linnet.track.lineage import base_model_of, license_of
+from linnet.track.card.lineage import base_model_of, license_of
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_uploads import errors_of_card
 

@@ -17,11 +17,11 @@ import linnet
 from linnet import files
 from linnet.errors import LinnetError
 from linnet.files import Lock, operations
-from linnet.track.curves import run_figures
+from linnet.overview import show
 from linnet.track.metrics import Row, RowFile
 from linnet.track.report import LiveReport, write_report
+from linnet.track.report.curves import run_figures
 from linnet.track.runs import load_run
-from linnet.track.table import show
 from tests.browser import Browser, chromium, needs_chromium
 
 HOSTILE = "</script><img src=x onerror=\"document.title='caught'\"><!--\u2028 & \x1b[2J <b>bold</b>"

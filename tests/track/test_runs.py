@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 
 from linnet.errors import LinnetError
 from linnet.files import Lock
+from linnet.overview import show
 from linnet.track.metrics import RowFile
 from linnet.track.runs import find_runs, summarize
-from linnet.track.table import print_table, show
+from linnet.track.table import print_table
 from linnet.training.loop import MOST_SKIPPED
 
 RECIPE = (
@@ -236,7 +237,7 @@ def test_nothing_to_draw_is_an_error_in_words(tmp_path: Path) -> None:
 def test_the_table_needs_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "a", steps=3, planned=3)
     program = (
-        "import sys; from pathlib import Path; from linnet.track.table import show; show(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from linnet.overview import show; show(Path(sys.argv[1]))\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

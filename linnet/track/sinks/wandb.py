@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from linnet import files
 from linnet.errors import LinnetError
+from linnet.track.places import without_places
 from linnet.track.sinks.steps import Step
 from linnet.track.sinks.wandb_file import steps_in
 
@@ -72,7 +73,7 @@ class Wandb:
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "name": os.environ.get("WANDB_NAME", root.absolute().name),
         }
-        named["config"] = {**facts["recipe"], "chosen": facts["chosen"]}
+        named["config"] = {**without_places(facts["recipe"]), "chosen": facts["chosen"]}
         if name == "trackio":
             self._project, self._run_name = named["project"], named["name"]
             self._run = self._module.init(

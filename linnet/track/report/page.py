@@ -74,7 +74,7 @@ class Page:
         """Write the page to `path`, whole or not at all; it is not synced, as it can be drawn again.
 
         Args:
-            figures: what templates/figures.js draws, see `linnet.track.curves`.
+            figures: what templates/figures.js draws, see `linnet.track.report.curves`.
             values: what the template shows.
 
         Raises:

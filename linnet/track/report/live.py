@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from linnet.track.curves import run_figures
-from linnet.track.page import Page
-from linnet.track.report_parts import contents_of
+from linnet.track.report.contents import contents_of
+from linnet.track.report.curves import run_figures
+from linnet.track.report.page import Page
 from linnet.track.runs import load_run
 
 TEMPLATE = "report.html.j2"

@@ -29,10 +29,11 @@ from linnet import files
 from linnet.errors import LinnetError
 from linnet.hub import no_telemetry
 from linnet.recipe import build_recipe, flatten, read_recipe_values, recipe_names
-from linnet.track.details import details_of, perplexity
-from linnet.track.facts import Facts, read_facts, texts
-from linnet.track.lineage import CARD, base_model_of, license_of, parents_of
-from linnet.track.markdown import code, fence, plain
+from linnet.track.card.details import details_of, perplexity
+from linnet.track.card.facts import Facts, read_facts, texts
+from linnet.track.card.lineage import CARD, base_model_of, license_of, parents_of
+from linnet.track.card.markdown import code, fence, plain
+from linnet.track.places import last_name, model_name, without_places
 from linnet.track.plots import plot_run
 from linnet.track.progress import printable
 from linnet.track.runs import own_path
@@ -43,8 +44,6 @@ BESIDE = "card.md"
 SEAL = re.compile(r"\n<!-- linnet card of (?P<address>[^\n]*), sha256 (?P<sha256>[0-9a-f]{64}) -->\s*\Z")
 ADDRESS = re.compile(r"(?!-|.*--)[\w./-]+")
 MOST_SAMPLES = 4
-PATHS = ("data.source", "data.validation", "data.drop", "data.keep", "data.prepared")
-MODELS = ("model.init_from", "tokenizer.name")  # A path, or a name that is known everywhere.
 UNSAID = {"format_version", "name", "data.prepared", "data.workers", "data.engine", "track.sinks"}
 
 
@@ -140,7 +139,7 @@ def render(facts: Facts, *, address: str, picture: bool) -> str:
         details=details_of(facts),
         samples=facts.best_samples[:MOST_SAMPLES],
         command=command_of(facts.recipe),
-        recipe=tomli_w.dumps(_without_places(facts.recipe)),
+        recipe=tomli_w.dumps(without_places(facts.recipe)),
     )
 
 
@@ -207,7 +206,7 @@ def command_of(recipe: Mapping[str, Any]) -> str:
         return shlex.join(["linnet", "train", f"{name}.toml"])
     with contextlib.suppress(LinnetError):
         built_in = build_recipe(read_recipe_values(name), {}, where=name).model_dump(exclude_none=True)
-        usual, own = flatten(built_in), flatten(_without_places(recipe))
+        usual, own = flatten(built_in), flatten(without_places(recipe))
         changed = {key: value for key, value in own.items() if value != usual.get(key) and key not in UNSAID}
         words = [
             f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
@@ -215,36 +214,6 @@ def command_of(recipe: Mapping[str, Any]) -> str:
         ]
         return shlex.join(["linnet", "train", name, *words])
     return shlex.join(["linnet", "train", f"{name}.toml"])
-
-
-def last_name(place: str) -> str:
-    """Of a path, also of Windows, the last name: the others are the user's own."""
-    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
-
-
-def model_name(place: str) -> str:
-    """The last name of a model's path; `first` of `runs/first/model`, as every run's model is called model."""
-    return last_name(re.sub(r"(?<=[^\\/])[\\/]+model[\\/]*$", "", place))
-
-
-def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with the last name instead of each path."""
-    own = {part: dict(keys) if isinstance(keys, Mapping) else keys for part, keys in recipe.items()}
-    for key in (*PATHS, *MODELS):
-        part, _, name = key.partition(".")
-        keys = own.get(part)
-        value = keys.get(name) if isinstance(keys, dict) else None
-        if isinstance(keys, dict) and isinstance(value, str | list):
-            shown = [_place(one, is_model=key in MODELS) for one in texts(value)]
-            keys[name] = shown if isinstance(value, list) else "".join(shown)
-    return own
-
-
-def _place(value: str, *, is_model: bool) -> str:
-    """A name of the hub (`owner/name`) as it is, of a path the last name; of a run's model/ the run's."""
-    if value.startswith("hf:") or (is_model and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)):
-        return value
-    return model_name(value) if is_model else last_name(value)
 
 
 def _parent_name(parent: Mapping[str, Any]) -> str:

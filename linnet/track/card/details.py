@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any
 
-from linnet.track.facts import Facts
-from linnet.track.markdown import plain
+from linnet.track.card.facts import Facts
+from linnet.track.card.markdown import plain
 from linnet.track.progress import duration
 
 Detail = tuple[str, list[str | None]]

@@ -2,7 +2,7 @@
 
 What   The table that the terminal shows, all curves on top of each other, and what each model wrote last, side by side.
 Why    Which learning rate was better is seen in two curves, not in two tables.
-How    The parts of a run's own page (`linnet.track.report_parts`, `curves`) for many runs. No links, as
+How    The parts of a run's own page (`linnet.track.report.contents`, `curves`) for many runs. No links, as
        the page may go elsewhere.
 """
 
@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from linnet.track.curves import comparison_figures
 from linnet.track.metrics import Row
-from linnet.track.page import Page
-from linnet.track.report_parts import evaluations_of, is_continued
+from linnet.track.report.contents import evaluations_of, is_continued
+from linnet.track.report.curves import comparison_figures
+from linnet.track.report.page import Page
 from linnet.track.runs import RunSummary
 from linnet.track.table import WORDS, columns_of
 
