@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from linnet.config import DataConfig, Recipe
-from linnet.data.inputs import Input, LocalFile, find_inputs
+from linnet.data.inputs import Input, find_inputs
 from linnet.data.reading.sources import find_files
 from linnet.data.store import Store
 from linnet.errors import DiskError, LinnetError, UsageError
@@ -158,8 +158,8 @@ def _with_rows(report: Report, kept: Sequence[SeenRow], *, whole: bool) -> Repor
 def _document(inputs: Sequence[Input], recipe: Recipe) -> Path | None:
     """The first file that is one running text."""
     for one in inputs:
-        if one.is_document(recipe.data.format) and isinstance(one.file, LocalFile):
-            return one.file.path
+        if one.is_document(recipe.data.format):
+            return one.local_path()
     return None
 
 

@@ -120,6 +120,7 @@ def unknown(paths: set[str], known: dict[str, str]) -> list[str]:
     return sorted(path for path in paths if not any(re.fullmatch(pattern, path) for pattern in known))
 
 
+@pytest.mark.slow
 def test_nothing_is_written_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()

@@ -71,7 +71,7 @@ def read_lines(data: Path) -> Rows:
 
 def read_book(data: Path) -> Rows:
     book = sorted((data / "text/novels").glob("*.txt"))[0].read_text(encoding="utf-8-sig")
-    return Rows([{"text": part} for part in book[:120_000].split("\n\n") if part.strip()], [])
+    return Rows([{"text": book[:120_000]}], [])
 
 
 def publish_math(root: Path, rows: Rows) -> None:
@@ -102,10 +102,6 @@ def publish_text(root: Path, rows: Rows) -> None:
     (folder / "train.txt").write_text("\n".join(row["text"] for row in rows.train) + "\n", encoding="utf-8")
 
 
-def publish_paragraphs(root: Path, rows: Rows) -> None:
-    repositories.write_jsonl(root / "datasets/someone/text/train.jsonl", rows.train)
-
-
 SMALL = ("tokenizer.vocab_size=600", "model.n_layer=2", "model.n_embd=64", "model.n_head=2")
 SYSTEMS = (
     System("math", "math.md", read_math, publish_math, ""),
@@ -113,13 +109,13 @@ SYSTEMS = (
     System("papers", "papers.md", read_papers, publish_papers, ""),
     System("summaries", "papers.md", read_papers, publish_papers, ""),
     System("lines", "lines.md", read_lines, publish_text, "someone/text"),
-    System("scratch", "scratch.md", read_book, publish_paragraphs, "someone/text", SMALL),
+    System("scratch", "scratch.md", read_book, publish_text, "someone/text", SMALL),
 )
 
 
-def write_local(folder: Path, rows: Rows, *, as_lines: bool) -> list[str]:
+def write_local(folder: Path, rows: Rows, *, as_text: bool) -> list[str]:
     """The same rows as files; returns the keys that name them."""
-    if as_lines:
+    if as_text:
         publish_text(folder, rows)
         return [f"data.source={folder / 'datasets/someone/text/train.txt'}"]
     repositories.write_jsonl(folder / "rows.jsonl", rows.train)
@@ -147,7 +143,7 @@ def test_a_system_from_data_to_answer(tmp_path: Path, shared_data: Path, system:
     with LoopbackHub(tmp_path / "hub", moved={"scientific_papers": "armanc/scientific_papers"}) as hub:
         online = run_python(CLI, "train", *words, *source, home=tmp_path, endpoint=hub.endpoint)
     assert online.returncode == 0, online.stderr
-    here = write_local(tmp_path, rows, as_lines=system.recipe == "lines")
+    here = write_local(tmp_path, rows, as_text=bool(system.name))
     if system.recipe != "scratch":
         here.append(f"model.init_from={shared_data / 'base-30m'}")
     local = run_python(

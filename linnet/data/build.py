@@ -115,14 +115,18 @@ class Build:
         )
 
     def _jobs(self) -> list[Job]:
-        formats: dict[str, RowFormat | None] = {}
+        formats: dict[str, RowFormat] = {}
         for one in self.inputs:
-            if one.is_document(self.data.format):
-                formats[one.kind] = None
-            elif one.kind not in formats:
+            if not one.is_document(self.data.format) and one.kind not in formats:
                 formats[one.kind] = one.row_format(self.data)
         return [
-            Job(piece.span, formats[one.kind], piece.bytes, self.data.max_rows) for one, piece in self.pieces
+            Job(
+                piece.span,
+                None if one.is_document(self.data.format) else formats[one.kind],
+                piece.bytes,
+                self.data.max_rows,
+            )
+            for one, piece in self.pieces
         ]
 
     def run(self, given: Tokenizer | None, config: TokenizerConfig) -> None:

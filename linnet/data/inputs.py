@@ -94,8 +94,14 @@ class Input:
         return self.file.repository if isinstance(self.file, HubFile) else self.file.name
 
     def is_document(self, format: str) -> bool:
-        """Whether it is one running text, and not rows."""
-        return format == "text" and isinstance(self.file, LocalFile) and file_kind(self.file.path) == "txt"
+        """Whether it is one running text, and not rows: a text file, unless it is streamed from the hub."""
+        if isinstance(self.file, HubFile):
+            return format == "text" and self.file.is_plain_text and not self.file.streamed
+        return format == "text" and file_kind(self.file.path) == "txt"
+
+    def local_path(self) -> Path:
+        """Where it lies on this machine; a file of the hub is downloaded."""
+        return self.file.download() if isinstance(self.file, HubFile) else self.file.path
 
     def first_records(self) -> list[Mapping[str, Any]]:
         """The columns of its first rows that can be read.
@@ -246,19 +252,20 @@ def _refuse_share(validation: str) -> None:
 def pieces_of(source: Input, *, format: str, share: float) -> list[Piece]:
     """The spans of an input, in order. Of a document the last `share` is held out; of rows the merge decides."""
     file = source.file
-    if not source.is_document(format) or isinstance(file, HubFile):
+    if not source.is_document(format):
         spans = file.spans(size=SPAN)
         return [Piece(span, file.size // len(spans), source.held_out) for span in spans]
-    size = content_size(file.path)
+    path = source.local_path()
+    size = content_size(path)
     cut = size
     if source.held_out:
         cut = 0
     elif share:
-        cut = character_boundary(file.path, int(size * (1 - share)))
+        cut = character_boundary(path, int(size * (1 - share)))
     pieces = []
     for held_out, start, stop in ((False, 0, cut), (True, cut, size)):
-        edges = _edges(file.path, start, stop)
-        pieces += [Piece(Span(file.path, a, b), b - a, held_out) for a, b in itertools.pairwise(edges)]
+        edges = _edges(path, start, stop)
+        pieces += [Piece(Span(path, a, b), b - a, held_out) for a, b in itertools.pairwise(edges)]
     return [
         replace(piece, begins=number == 0, ends=number == len(pieces) - 1)
         for number, piece in enumerate(pieces)

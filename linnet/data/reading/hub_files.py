@@ -84,6 +84,11 @@ class HubFile:
         usual = {"sep": "\t"} if self.suffix == ".tsv" else {}
         return self.suffix in _OWN and dict(self.options) == usual
 
+    @property
+    def is_plain_text(self) -> bool:
+        """A text file, without settings of the card."""
+        return self.is_plain and self.suffix == ".txt"
+
     def identity(self) -> dict[str, Any]:
         """What prepared data holds, to know the file again without a network."""
         return {"path": self.name, "bytes": self.size, "content": self.content}
