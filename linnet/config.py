@@ -122,6 +122,17 @@ class TokenizerConfig(Part):
     """Most entries of a `bpe` trained here; small texts get fewer."""
 
 
+class LoraConfig(Part):
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapters; 0 trains the whole model."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The adapters' part counts alpha / rank times."""
+    targets: list[Literal["c_attn", "c_proj", "c_fc"]] = ["c_attn", "c_proj", "c_fc"]
+    """The matrices that get adapters: `c_attn` (queries, keys, values), `c_proj` (both of a block), `c_fc`."""
+    base: Literal["float", "int8"] = "float"
+    """How the frozen matrices are kept: as numbers of the training's precision, or in 8 bits, a scale for each row."""
+
+
 class ModelConfig(Part):
     init_from: str = "scratch"
     """`scratch`, `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a run, a model folder or a hub name."""
@@ -137,6 +148,7 @@ class ModelConfig(Part):
     """Dropout during training."""
     initializer_range: float = Field(default=0.02, gt=0, lt=1)
     """Standard deviation of the weights at the start (from scratch)."""
+    lora: LoraConfig = LoraConfig()
 
 
 class TrainConfig(Part):
@@ -158,6 +170,8 @@ class TrainConfig(Part):
     """Decoupled decay, of matrices only."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum; a run of a few hundred steps wants less."""
+    embedding_rate: float = Field(default=1.0, gt=0)
+    """With Muon the embeddings learn at so many times `learning_rate`; thousands of rare tokens want more than 1."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises to its peak."""
     grad_clip: float = Field(default=1.0, ge=0)
@@ -180,6 +194,15 @@ class TrainConfig(Part):
     """Newest checkpoints that are kept, beside the best."""
     patience: int | Literal["off"] = "off"
     """Stop early after so many evaluations without a new best."""
+    activation_checkpointing: Literal["off", "on", "auto"] = "auto"
+    """Keep only each block's input and compute the rest again in the backward pass: a fifth more work, far less memory;
+    auto: where it would not fit otherwise. It never changes the result."""
+    offload: Literal["off", "on", "auto"] = "auto"
+    """Keep the master weights and the optimizer's moments in the machine's memory instead of the card's; auto: where
+    they would not fit otherwise."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Of several processes (torchrun): each with the whole model (`ddp`), or with its share of it (`fsdp`); auto:
+    `ddp` where the model fits."""
     compile: bool = False
     """torch.compile the network (slow first step)."""
 

@@ -4,6 +4,9 @@
 ordinary exceptions; all but `Stopped` are ValueErrors.
 """
 
+import signal
+from typing import Self
+
 
 class LinnetError(ValueError):
     """A mistake in the input that the user can mend."""
@@ -39,6 +42,25 @@ class OutOfMemoryError(LinnetError):
     exit_code = 5
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python had no memory left: on a card, or where the system refuses more.
+
+    oneDNN, which multiplies bf16 on a CPU, only says that it could not do its work.
+    """
+    text = str(error)
+    words = ("out of memory", "can't allocate memory", "std::bad_alloc", "STATUS_ALLOC_FAILED")
+    return (
+        isinstance(error, MemoryError)
+        or any(word in text for word in words)
+        or text
+        in (
+            "could not create a primitive",
+            "could not execute a primitive",
+            "could not create a memory object",
+        )
+    )
+
+
 class RunLockedError(LinnetError):
     """Another process works on this run."""
 
@@ -54,3 +76,9 @@ class Stopped(Exception):
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    @classmethod
+    def by(cls, signal_number: int) -> Self:
+        """A training that this signal stopped."""
+        name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+        return cls(f"stopped by {name}; the same command goes on", signal_number=signal_number)

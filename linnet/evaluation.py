@@ -71,6 +71,11 @@ class Settings:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UsageError(f"--metric is {metric!r}, but must be one of {', '.join(METRICS)}.")
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(
+                f"--precision is {self.precision!r}, but must be fp32 or bf16: the loss is measured with the weights "
+                "as they are."
+            )
         if self.metrics and not self.generate:
             raise UsageError("--metric judges answers: set --generate to at least 1.")
         if self.format not in (None, *get_args(DataFormat)):

@@ -14,21 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from linnet import files
-from linnet.config import Recipe
+from linnet.config import LoraConfig, Recipe
 from linnet.data.store import Store
 from linnet.errors import LinnetError
 from linnet.mirror import Mirror, unpack
 from linnet.model.gpt2 import GPT2Config
+from linnet.model.lora import load_trained
 from linnet.model.pretrained import read_config
 from linnet.preparing import SCRATCH, initial_model, prepare_store
 from linnet.recipe import build_recipe, read_recipe_values, recipe_names
-from linnet.run import LENGTH, Change, RunFolder, compare_recipes, refuse_changes
+from linnet.run import LENGTH, MEMORY, Change, RunFolder, compare_recipes, refuse_changes
 from linnet.session import Session
-from linnet.setup import build_model, choose_model, parent_of, plan_run
+from linnet.setup import (
+    build_model,
+    build_state,
+    choose_model,
+    compile_blocks,
+    frozen_base,
+    machine_of_all,
+    parent_of,
+    plan_run,
+    with_rows,
+)
 from linnet.training.checkpoint import Checkpoint, load_newest
-from linnet.training.loop import TrainState
-from linnet.training.optim import make_optimizer
 from linnet.training.plan import Plan
+from linnet.training.ranks import ALONE, Ranks
+from linnet.training.shards import shard
+from linnet.training.stop import StopSignals
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ def newest_checkpoint(
             f"{folder.root} holds a run of the recipe {held}, not {name}; give this one its own folder: "
             f"--run runs/{name}-2"
         )
-    files.repair_folder(folder.model)
+    for replaced in (folder.model, folder.adapter):
+        files.repair_folder(replaced)
     files.remove_leftovers(folder.root)
     checkpoint = load_newest(folder.checkpoints, say=say)
     if checkpoint is not None:
@@ -90,51 +103,72 @@ def open_session(
     checkpoint: Checkpoint | None,
     accept_changes: bool,
     mirror: Mirror | None,
-    check_stop: Callable[[], None],
+    stop: StopSignals,
     say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Everything that happens before the first step; nothing in the run folder is touched yet.
 
-    A run that goes on needs neither its parent nor the hub: weights, shape and tokenizer are its own.
+    A run that goes on needs neither its parent nor the hub: weights, shape and tokenizer are its own. Only adapters
+    need the weights beside which they are trained.
     """
     recipe = request.settle(recipe_of(checkpoint) if checkpoint else None)
     from_scratch = recipe.model.init_from == SCRATCH
-    initial = None if checkpoint else initial_model(recipe)
+    with ranks.first_alone():  # It fetches from the hub what is missing.
+        initial = None if checkpoint else initial_model(recipe)
     tokenizer_from = None if from_scratch else folder.model if checkpoint else initial
     trained = GPT2Config(**checkpoint.state["model_config"]) if checkpoint else None
     given = read_config(initial) if initial else None if from_scratch else trained
-    store = prepare_store(
-        recipe, tokenizer_from=tokenizer_from, n_positions=given.n_positions if given else None
+    store = open_store(
+        recipe,
+        tokenizer_from=tokenizer_from,
+        n_positions=given.n_positions if given else None,
+        ranks=ranks,
     )
     for note in store.notes:
         say(note)
     model_config = choose_model(recipe, store=store, given=given)
     kept = checkpoint.state["choices"] if checkpoint else {}
-    plan = plan_run(recipe, store=store, model_config=model_config, kept=kept)
+    machine = machine_of_all(recipe.train.precision, ranks=ranks)
+    with ranks.first_alone():  # It packs the rows.
+        plan = plan_run(
+            recipe,
+            store=store,
+            model_config=model_config,
+            machine=machine,
+            kept=kept,
+            world=ranks.world,
+        )
     changes: list[Change] = []
     if checkpoint is not None and trained is not None:
         changes = changes_since(checkpoint, recipe=recipe, store=store)
+        # First what no --accept-changes allows, or the next message would advise it.
+        refuse_other_adapters(recipe_of(checkpoint).model.lora, recipe.model.lora, root=folder.root)
         refuse_changes(changes, steps=(kept["steps"], plan.steps), root=folder.root, accepted=accept_changes)
         refuse_other_shape(trained, model_config, root=folder.root)
+        if recipe.model.lora.rank:
+            initial = frozen_base(checkpoint.state["parent"], root=folder.root)
         for change in changes_of_machine(kept, plan):
             say(f"{change}.")
-    model = build_model(model_config, recipe=recipe, initial=initial)
-    model.to(plan.device)
-    optimizer = make_optimizer(
-        model,
-        name=recipe.train.optimizer,
-        weight_decay=recipe.train.weight_decay,
-        momentum=recipe.train.momentum,
-    )
-    state = TrainState(model=model, optimizer=optimizer)
+    model = build_model(model_config, recipe=recipe, initial=initial, precision=plan.precision)
+    if plan.parallel == "fsdp":
+        if checkpoint is not None:
+            load_trained(model, checkpoint.weights)
+        shard(model, ranks)
+    state = build_state(model, recipe=recipe, plan=plan)
     if checkpoint is not None:
-        model.load_state_dict(checkpoint.weights)
-        optimizer.load_state(checkpoint.optimizer)
+        if plan.parallel != "fsdp":
+            state.load_weights(checkpoint.weights)
+        state.optimizer.load_state(checkpoint.optimizer)
         state.load_numbers(checkpoint.state["loop"])
         if any(change.key in LENGTH for change in changes):
             state.stale_evaluations = 0  # A longer run is asked for: patience begins anew.
+        if kept["device"] != plan.device or any(change.key in MEMORY for change in changes):
+            state.most_rows = None
+        elif state.most_rows is not None:
+            plan = with_rows(plan, state.most_rows)
     if recipe.train.compile:
-        model.compile()
+        compile_blocks(model, plan.device, say=say)
     return Session(
         recipe=recipe,
         folder=folder,
@@ -144,8 +178,29 @@ def open_session(
         parent=checkpoint.state["parent"] if checkpoint else parent_of(recipe, initial=initial),
         changes=changes,
         mirror=mirror,
-        check_stop=check_stop,
+        stop=stop,
+        ranks=ranks,
     )
+
+
+def open_store(
+    recipe: Recipe, *, tokenizer_from: Path | None, n_positions: int | None, ranks: Ranks
+) -> Store:
+    """The prepared data: the first process builds or finds them, the others open what it tells them.
+
+    Raises:
+        LinnetError: another machine has no such folder there, or one with other data.
+    """
+    if ranks.rank == 0:
+        store = prepare_store(recipe, tokenizer_from=tokenizer_from, n_positions=n_positions)
+        ranks.told(str(store.folder.absolute()))
+    else:
+        store = Store.open(Path(ranks.told("")), verify=False)
+    if len(set(ranks.gather(store.fingerprint))) > 1:
+        raise LinnetError(
+            f"The machines have different data in {store.folder}; let data.prepared be a folder that all of them share."
+        )
+    return store
 
 
 def changes_since(checkpoint: Checkpoint, *, recipe: Recipe, store: Store) -> list[Change]:
@@ -171,6 +226,21 @@ def refuse_other_shape(trained: GPT2Config, wanted: GPT2Config, *, root: Path) -
             raise LinnetError(
                 f"{root} cannot go on: {key} of its model is {old:,} and would be {new:,} now; go back to the old "
                 f"value, or start another run with --run {root}-2."
+            )
+
+
+def refuse_other_adapters(trained: LoraConfig, wanted: LoraConfig, *, root: Path) -> None:
+    """Adapters of one shape cannot go on in another, nor can whole weights in adapters."""
+    if not trained.rank and not wanted.rank:
+        return
+    for key, old, new in (
+        ("rank", trained.rank, wanted.rank),
+        ("targets", sorted(set(trained.targets)), sorted(set(wanted.targets))),
+    ):
+        if old != new:
+            raise LinnetError(
+                f"{root} cannot go on: its model.lora.{key} is {old} and would be {new} now; go back to the old value, "
+                f"or start another run with --run {root}-2."
             )
 
 

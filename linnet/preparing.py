@@ -19,7 +19,7 @@ from linnet.data.store import Store
 from linnet.errors import DiskError, LinnetError
 from linnet.model.resolve import resolve_model
 from linnet.recipe import build_recipe, parse_overrides, read_recipe_values
-from linnet.tokenizer import load_tokenizer
+from linnet.tokenizer import Tokenizer, load_tokenizer
 from linnet.track.progress import BytesProgress
 
 SCRATCH = "scratch"
@@ -80,14 +80,8 @@ def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None, n_positions: i
     tokenizer = None
     if recipe.tokenizer.name == "auto" and tokenizer_from is not None:
         tokenizer = load_tokenizer(str(tokenizer_from))
-    folder = Path(recipe.data.prepared)
     size = window_size(recipe, n_positions=n_positions)
-    if recipe.data.prepared == "auto":
-        # What does not change the bytes of a store is not in its name.
-        data = recipe.data.model_dump(exclude={"prepared", "max_bad", "workers", "engine"})
-        parts = [data, recipe.tokenizer.model_dump(), size]
-        identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
-        folder = Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    folder = prepared_folder(recipe, tokenizer=tokenizer, size=size)
     with BytesProgress("reading") as progress:
         return prepare_data(
             recipe.data,
@@ -97,6 +91,17 @@ def prepare_store(recipe: Recipe, *, tokenizer_from: Path | None, n_positions: i
             size=size,
             progress=progress,
         )
+
+
+def prepared_folder(recipe: Recipe, *, tokenizer: Tokenizer | None, size: int) -> Path:
+    """Where the store of a recipe lies, or will lie; `tokenizer` is the initial model's, where that is taken."""
+    if recipe.data.prepared != "auto":
+        return Path(recipe.data.prepared)
+    # What does not change the bytes of a store is not in its name.
+    data = recipe.data.model_dump(exclude={"prepared", "max_bad", "workers", "engine"})
+    parts = [data, recipe.tokenizer.model_dump(), size]
+    identity = json.dumps([*parts, tokenizer.fingerprint if tokenizer else ""], sort_keys=True)
+    return Path("prepared") / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def window_size(recipe: Recipe, *, n_positions: int | None) -> int:

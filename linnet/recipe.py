@@ -163,6 +163,7 @@ def _check_together(recipe: Recipe) -> None:
         )
     if isinstance(model.n_positions, int) and model.n_positions < 1:
         raise UsageError(f"model.n_positions={model.n_positions} must be at least 1.")
+    _check_lora(recipe)
     for sink in recipe.track.sinks:
         if sink not in SINKS:
             near = difflib.get_close_matches(sink, SINKS, n=1)
@@ -173,6 +174,27 @@ def _check_together(recipe: Recipe) -> None:
         raise UsageError(
             f"train.block_size={block} is over the model's positions, model.n_positions={positions}; "
             f"set train.block_size={positions} or model.n_positions={block}."
+        )
+
+
+def _check_lora(recipe: Recipe) -> None:
+    lora = recipe.model.lora
+    if not lora.rank:
+        return
+    if recipe.model.init_from == "scratch":
+        raise UsageError(
+            f"model.lora.rank={lora.rank} trains adapters beside weights that exist, but model.init_from is scratch; "
+            "name a model, such as model.init_from=gpt2, or set model.lora.rank=0."
+        )
+    if not lora.targets:
+        raise UsageError(
+            'model.lora.targets is empty, so nothing would be trained; name some of "c_attn", "c_proj", "c_fc".'
+        )
+    # Muon evens out the singular values of a matrix; the factors A and B are none of their own.
+    if recipe.train.optimizer == "muon":
+        raise UsageError(
+            "train.optimizer=muon is for whole matrices, not for adapters; set train.optimizer=adamw, or "
+            "model.lora.rank=0."
         )
 
 

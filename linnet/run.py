@@ -29,13 +29,27 @@ FREE_TO_CHANGE = {
     "data.engine",
     "data.max_bad",
     "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.offload",
+    "train.parallel",
     "train.log_every",
     "train.eval_every",
     "train.save_every",
+    "train.keep",
     "track.sinks",
     "track.wait",
 }
 LENGTH = {"train.steps", "train.epochs"}
+# Weights and moments of other shapes cannot go on, whatever is accepted.
+FIXED = {"model.n_layer", "model.n_head", "model.n_embd", "train.optimizer"}
+# What was found not to fit into memory is tried again where one of these has changed.
+MEMORY = {
+    "train.block_size",
+    "train.micro_batch_size",
+    "train.precision",
+    "train.activation_checkpointing",
+    "train.offload",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,10 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
@@ -79,13 +97,16 @@ class RunFolder:
         except LinnetError:
             return {}
 
-    def block_size(self) -> int | None:
-        """What train.block_size was at the last start; None where environment.json is missing or damaged."""
+    def choice(self, key: str) -> Any:
+        """What a setting was at the last start; None where environment.json is missing or damaged."""
         try:
-            starts = json.loads(self.environment.read_bytes())["starts"]
-            value = starts[-1]["choices"]["block_size"]["value"]
+            return json.loads(self.environment.read_bytes())["starts"][-1]["choices"][key]["value"]
         except (OSError, ValueError, LookupError, TypeError):
             return None
+
+    def block_size(self) -> int | None:
+        """What train.block_size was at the last start, if that is known."""
+        value = self.choice("block_size")
         return value if isinstance(value, int) and value > 0 else None
 
     def write_recipe(self, recipe: Recipe) -> None:
@@ -172,10 +193,11 @@ def refuse_changes(changes: list[Change], *, steps: tuple[int, int], root: Path,
     for change in changes:
         if accepted or change.key in FREE_TO_CHANGE or (change.key in LENGTH and longer):
             continue
-        raise LinnetError(
-            f"{change}, but {root} was trained with the old value: go back to it, start another run with "
-            f"--run {root}-2, or go on with the new one with --accept-changes."
-        )
+        another = f"start another run with --run {root}-2"
+        ways = f"or {another}"
+        if change.key not in FIXED:
+            ways = f"{another}, or go on with the new one with --accept-changes"
+        raise LinnetError(f"{change}, but {root} was trained with the old value: go back to it, {ways}.")
 
 
 def _show(value: Any) -> str:

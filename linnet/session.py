@@ -11,22 +11,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from linnet import files
 from linnet.config import Recipe
-from linnet.data.batches import Batches, validation_batches
+from linnet.data.batches import Batches, share_of, validation_batches
 from linnet.data.formats import template_of
 from linnet.data.store import Store
-from linnet.errors import LinnetError, Stopped
+from linnet.device import autocast
+from linnet.errors import LinnetError
 from linnet.evaluate.loss import held_out_loss
 from linnet.generate.engine import Model
 from linnet.mirror import Mirror
+from linnet.model.adapter import save_adapter
 from linnet.model.gpt2 import GPT2
+from linnet.model.lora import merge_into
 from linnet.model.loss import next_token_loss
-from linnet.model.pretrained import save_model
+from linnet.model.pretrained import load_model, save_model
 from linnet.run import Change, RunFolder
+from linnet.setup import frozen_base
 from linnet.tokenizer import Tokenizer
 from linnet.track.card import write_card
 from linnet.track.metrics import RowFile, cut_back
@@ -36,6 +42,8 @@ from linnet.track.sinks import Sinks
 from linnet.training.checkpoint import Checkpoint, prune, save_checkpoint
 from linnet.training.loop import Looks, TrainState, is_finished
 from linnet.training.plan import Plan
+from linnet.training.ranks import Ranks
+from linnet.training.stop import StopSignals
 
 
 class Session:
@@ -52,7 +60,8 @@ class Session:
         parent: Mapping[str, Any],
         changes: list[Change],
         mirror: Mirror | None,
-        check_stop: Callable[[], None],
+        stop: StopSignals,
+        ranks: Ranks,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -62,11 +71,17 @@ class Session:
         self.tokenizer: Tokenizer = store.tokenizer()
         self.progress = TrainingProgress(plan.steps, done=state.step)
         self.batches = Batches(
-            store, block_size=plan.block_size, batch_size=plan.batch_size, seed=recipe.train.seed
+            store,
+            block_size=plan.block_size,
+            batch_size=plan.batch_size,
+            seed=recipe.train.seed,
+            rank=ranks.rank,
+            world=ranks.world,
         )
         self._parent = parent
         self._changes = changes
-        self._check_stop = check_stop
+        self._stop = stop
+        self._ranks = ranks
         self._mirror = mirror
         self._sinks: Sinks | None = None
         self._report: LiveReport | None = None
@@ -87,14 +102,25 @@ class Session:
         return self.state.model
 
     def looks(self) -> Looks:
-        """The loop's windows to the world."""
+        """The loop's windows to the world; a process that is not the first takes part and writes nothing."""
+        if self._ranks.rank:
+            return Looks(
+                evaluate=self.evaluate,
+                sample=self._write_along,
+                log=lambda row: None,
+                save=self._hand_over,
+                say=lambda line: None,
+                check_stop=self._stop.check,
+                name_rows=self.batches.name_rows,
+            )
         return Looks(
             evaluate=self.evaluate,
             sample=self.sample,
             log=self.log,
             save=self.save,
             say=self.progress.say,
-            check_stop=self._check_stop,
+            check_stop=self._stop.check,
+            name_rows=self.batches.name_rows,
         )
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
@@ -138,25 +164,27 @@ class Session:
             self._sinks.close()
         if self._mirror is not None:
             with self._harmless("The mirror"):
-                self._mirror.close(stopped=self._is_stopped)
+                self._mirror.close(stopped=lambda: self._stop.received > 0)
 
     def evaluate(self) -> tuple[float, int] | None:
         """Held-out loss over at most `eval_tokens` tokens, always the same ones."""
         if self.store.validation is None:
             return None
+        rows = self.plan.micro_batch_size
         batches = validation_batches(
             self.store.validation,
             block_size=self.plan.block_size,
-            batch_size=self.plan.micro_batch_size,
+            batch_size=min(rows, self.state.most_rows or rows),  # As after a resume, which plans no more.
             max_tokens=self.recipe.train.eval_tokens,
         )
         return held_out_loss(
             self.model,
-            batches,
+            share_of(batches, rank=self._ranks.rank, world=self._ranks.world),
             loss=next_token_loss,
             device=self.plan.device,
             precision=self.plan.precision,
-            check_stop=self._check_stop,
+            check_stop=self._stop.check_together,
+            add_up=self._ranks.sum_,
         )
 
     def sample(self, step: int) -> None:
@@ -164,30 +192,46 @@ class Session:
 
         A stop between two prompts writes none of them: the resumed run samples this step again.
         """
-        settings = self.recipe.sample
-        if settings.max_new_tokens == 0:
-            return
-        texts = []
-        for prompt in settings.prompts:
-            self._check_stop()
-            try:
-                text = self._writer.generate(
-                    prompt,
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    seed=self.recipe.train.seed,
-                )
-            except LinnetError as error:  # A character that a small vocabulary does not have.
-                if prompt not in self._left_out:
-                    self.progress.say(f"  sample.prompts: {json.dumps(prompt)} is left out. {error}")
-                    self._left_out.add(prompt)
-                continue
-            texts.append((prompt, text))
+        texts, left_out = self._write()
+        for prompt, why in left_out.items():
+            if prompt not in self._left_out:
+                self.progress.say(f"  sample.prompts: {json.dumps(prompt)} is left out. {why}")
+                self._left_out.add(prompt)
         assert self._samples is not None
         for prompt, text in texts:
             self._samples.append({"step": step, "prompt": prompt, "text": text})
             shown = f"{prompt} -> {text}" if self.template else prompt + text
             self.progress.say(f"  it writes: {json.dumps(shown, ensure_ascii=False)[:200]}")
+
+    def _write(self) -> tuple[list[tuple[str, str]], dict[str, str]]:
+        """(prompt, text) of each sample, and why prompts were left out; all ranks write the same at the same time."""
+        settings = self.recipe.sample
+        texts: list[tuple[str, str]] = []
+        left_out: dict[str, str] = {}
+        if settings.max_new_tokens == 0:
+            return texts, left_out
+        # A frozen network, and what offload leaves on the card, may lie there in 16 bits amid norms in fp32.
+        in_16_bits = self.recipe.model.lora.rank or self.plan.offload == "on"
+        precision = self.plan.precision if in_16_bits else "fp32"
+        for prompt in settings.prompts:
+            self._stop.check_together()
+            try:
+                with autocast(precision, self.plan.device):
+                    text = self._writer.generate(
+                        prompt,
+                        max_new_tokens=settings.max_new_tokens,
+                        temperature=settings.temperature,
+                        seed=self.recipe.train.seed,
+                    )
+            except LinnetError as error:  # A character that a small vocabulary does not have.
+                left_out[prompt] = str(error)
+                continue
+            texts.append((prompt, text))
+        return texts, left_out
+
+    def _write_along(self, step: int) -> None:
+        """`sample` on another process than the first, which needs this one's share of the model."""
+        self._write()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl, shown on the progress line as well."""
@@ -213,19 +257,21 @@ class Session:
             return
         assert self._metrics is not None
         assert self._samples is not None
+        weights, moments = self._ranks.whole(state.weights()), self._ranks.whole(state.optimizer.state())
         self._metrics.sync()
         self._samples.sync()
         best_step = state.best_step or None
         if is_best or best_step is None:
+            self._save_adapter(weights)
             with files.new_folder(self.folder.model) as new:
-                save_model(new, self.model, tokenizer=self.tokenizer, template=self.template)
+                save_model(new, self._trained(weights), tokenizer=self.tokenizer, template=self.template)
                 with self._harmless("The card"):
                     write_card(self.folder.root, new)
         save_checkpoint(
             self.folder.checkpoints,
             step=state.step,
-            weights=self.model.state_dict(),
-            optimizer=state.optimizer.state(),
+            weights=weights,
+            optimizer=moments,
             state={
                 "loop": state.numbers(),
                 "row_bytes": {"metrics": self._metrics.size, "samples": self._samples.size},
@@ -242,17 +288,45 @@ class Session:
         prune(self.folder.checkpoints, newest=state.step, keep=self.recipe.train.keep, best_step=best_step)
         self._saved = (state.step, state.evaluated)
 
+    def _hand_over(self, state: TrainState, is_best: bool) -> None:
+        """`save` on another process than the first: gives it the shares of weights and moments that lie here."""
+        if self._ranks.lockstep and self._saved != (state.step, state.evaluated):
+            self._ranks.whole(state.weights())
+            self._ranks.whole(state.optimizer.state())
+            self._saved = (state.step, state.evaluated)
+
+    def _trained(self, weights: Mapping[str, Tensor]) -> GPT2:
+        """The network as model/ holds it, over `weights`: all in fp32.
+
+        With LoRA: the base with the adapters added.
+        """
+        lora = self.recipe.model.lora
+        if lora.rank:
+            base = frozen_base(self._parent, root=self.folder.root)
+            return merge_into(load_model(base), weights, factor=lora.alpha / lora.rank)
+        network = GPT2.without_weights(self.model.config)
+        network.load_state_dict(weights, assign=True)
+        return network
+
+    def _save_adapter(self, weights: Mapping[str, Tensor]) -> None:
+        """adapter/, of a run with LoRA."""
+        lora = self.recipe.model.lora
+        if lora.rank:
+            base = self._parent["init_from"] if "hub" in self._parent else self._parent["folder"]
+            with files.new_folder(self.folder.adapter) as new:
+                save_adapter(
+                    new,
+                    weights,
+                    rank=lora.rank,
+                    alpha=lora.alpha,
+                    targets=lora.targets,
+                    base_model=base,
+                )
+
     def _offer(self, step: int) -> None:
         if self._mirror is not None:
             with self._harmless("The mirror"):
                 self._mirror.offer(step)
-
-    def _is_stopped(self) -> bool:
-        try:
-            self._check_stop()
-        except Stopped:
-            return True
-        return False
 
     @contextlib.contextmanager
     def _harmless(self, what: str) -> Iterator[None]:

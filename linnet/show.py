@@ -17,6 +17,7 @@ from rich.text import Text
 from torch.profiler import ProfilerActivity, profile
 
 from linnet.generate.text import Characters
+from linnet.model.lora import adapter_state
 from linnet.model.loss import next_token_loss
 from linnet.training.loop import Looks, train
 
@@ -46,6 +47,7 @@ def show_plan(session: Session, *, goes_on: bool) -> None:
             f"from {session.recipe.model.init_from}: "
             f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, {model.n_positions} positions",
         ),
+        *_adapters(session),
         (
             "data",
             f"{counts['tokens']:,} tokens",
@@ -57,6 +59,17 @@ def show_plan(session: Session, *, goes_on: bool) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def _adapters(session: Session) -> list[tuple[str, str, str]]:
+    """The row of a run with LoRA."""
+    lora = session.recipe.model.lora
+    if not lora.rank:
+        return []
+    trained = sum(tensor.numel() for tensor in adapter_state(session.model).values())
+    kept = "int8" if lora.base == "int8" else session.plan.precision
+    reason = f"rank {lora.rank} on {', '.join(lora.targets)}; only they are trained, the model's matrices are in {kept}"
+    return [("adapters", f"{trained:,} parameters", reason)]
 
 
 def _held_out(session: Session) -> tuple[str, str]:
@@ -110,6 +123,7 @@ def show_profile(session: Session) -> None:
         save=lambda state, is_best: None,
         say=print,
         check_stop=lambda: None,
+        name_rows=session.batches.name_rows,
     )
 
     def run_until(step: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from linnet import files
 from linnet.data.duplicates import Sketches
 from linnet.data.fates import Fates, Mask
 from linnet.data.map import EMPTY, EXCERPT, ROW
@@ -239,7 +240,7 @@ def read_ids(path: str, *, key: str) -> npt.NDArray[np.uint64]:
     if not path:
         return np.zeros(0, np.uint64)
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = files.expand_home(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LinnetError(
             f"{key}={path} cannot be read ({error}); give a file of row ids, one a line."

@@ -102,6 +102,11 @@ class Store:
         held_out = self.validation.manifest["counts"] if self.validation else None
         return {"folder": str(self.folder), **facts, "held_out_counts": held_out}
 
+    def source_rows(self) -> npt.NDArray[Any]:
+        """[R] the source's rows in their order, with the fields of STORED_ROW; continuous text has none."""
+        rows: npt.NDArray[Any] = np.load(self.folder / "rows.npy", mmap_mode="r")
+        return rows
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         here = self.folder / "tokenizer"

@@ -26,6 +26,7 @@ def held_out_loss(
     device: str,
     precision: str,
     check_stop: Callable[[], None] = lambda: None,
+    add_up: Callable[[list[Tensor]], None] = lambda tensors: None,
 ) -> tuple[float, int]:
     """Mean loss per learned token, and the number of learned tokens.
 
@@ -33,6 +34,7 @@ def held_out_loss(
         batches: rows in order, see `linnet.data.batches.validation_batches`.
         loss: the sum over a batch's learned tokens, as in training.
         check_stop: called before each batch; may raise to give the evaluation up.
+        add_up: replaces tensors by their sum over several processes, where each has its part of the batches.
     """
     was_training = model.training
     model.eval()
@@ -45,4 +47,7 @@ def held_out_loss(
             count += int(batch.learn.sum())
     finally:
         model.train(was_training)
+    totals = torch.tensor([total, count], dtype=torch.float64)
+    add_up([totals])
+    total, count = float(totals[0]), int(totals[1])
     return total / max(count, 1), count

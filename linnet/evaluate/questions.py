@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from linnet.data.store import Store
-from linnet.generate.engine import Model, Writing
+from linnet.generate.engine import Model
 from linnet.generate.sampling import Sampling
 from linnet.tokenizer import Tokenizer
 
@@ -88,5 +88,5 @@ def write_answers(
     """An answer to each question, until end-of-text or `max_new_tokens`; temperature 0 takes the likeliest token."""
     for seed, question in enumerate(questions):
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        completion = Writing(model, question.ids, sampling).complete()
+        completion = model.write(question.ids, sampling).complete()
         yield Answer(completion.text.strip(), completion.finish_reason == "stop")

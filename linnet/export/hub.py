@@ -137,7 +137,7 @@ def _check_name(repository: str) -> None:
 
 def _folder_of(model: str) -> Path:
     """The model folder on this machine."""
-    path = Path(model).expanduser()
+    path = files.expand_home(model)
     if not path.exists():
         raise LinnetError(f"There is no folder {model}; name a run, or a model folder of this machine.")
     return resolve_model(path)

@@ -13,6 +13,7 @@ What a crash leaves has a hidden name (`.name.tmp`, `.name.old`, `.name.removed`
 """
 
 from linnet.files.folders import (
+    expand_home,
     make_folder,
     new_folder,
     remove_folder,
@@ -33,6 +34,7 @@ __all__ = [
     "Lock",
     "Writer",
     "disk_errors",
+    "expand_home",
     "json_bytes",
     "make_folder",
     "new_folder",

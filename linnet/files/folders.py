@@ -121,3 +121,11 @@ def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):  # Children before their folder.
         operations.sync(path)
     operations.sync(folder)
+
+
+def expand_home(name: str | Path) -> Path:
+    """The path with ~ as the home folder. That of a user who is not there stays as it is typed: nothing lies there."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)

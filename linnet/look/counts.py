@@ -46,21 +46,15 @@ def sum_counts(store: Store) -> tuple[dict[str, int], dict[str, int], dict[str, 
     both = {key: training[key] + validation.get(key, 0) for key in training}
     if documents := documents_of(store):
         cut = len(store.examples) - 1 + (len(store.validation.examples) - 1 if store.validation else 0)
-        rows = cut - sum(len(_rows(part)) for part in (store, store.validation) if part)
+        rows = cut - sum(len(part.source_rows()) for part in (store, store.validation) if part)
         both["rows"] += documents - rows
     return both, training, validation
-
-
-def _rows(store: Store) -> npt.NDArray[Any]:
-    """[R] see store.STORED_ROW; documents have none."""
-    rows: npt.NDArray[Any] = np.load(store.folder / "rows.npy", mmap_mode="r")
-    return rows
 
 
 def row_ids(store: Store) -> set[int]:
     """Ids of all rows that are trained on or held out."""
     parts = [store, store.validation] if store.validation else [store]
-    return {number for part in parts for number in _rows(part)["id"].tolist()}
+    return {number for part in parts for number in part.source_rows()["id"].tolist()}
 
 
 def kept_share(counts: dict[str, int]) -> float:

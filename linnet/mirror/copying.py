@@ -1,9 +1,9 @@
 """One checkpoint, and what makes the run whole, from home to the mirror; runs in the mirror's own process.
 
 Why    The mirror must at every moment hold a run that can be gone on with, whatever is cut off.
-How    model/ first, then the checkpoint with its `run/`, then what only people read, then older ones are pruned. The
-       same order as at home: between the first two, going on repeats the steps and ends in the same model/. Both
-       are read back before their rename.
+How    adapter/ and model/ first, then the checkpoint with its `run/`, then what only people read, then older ones are
+       pruned. The same order as at home: between the first two, going on repeats the steps and ends in the same model/.
+       Both are read back before their rename.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from linnet import files
 from linnet.errors import FormatVersionError, LinnetError
 from linnet.files import operations
-from linnet.mirror.held import REPORT, ROWS, RUN, SMALL
+from linnet.mirror.held import MODELS, REPORT, ROWS, RUN, SMALL
 from linnet.training.checkpoint import STATE, prune, repair, saved_steps
 
 CHUNK = 1 << 20  # Bytes that are copied between two signs of life.
@@ -54,10 +54,12 @@ def copy_run(
     _refuse(folder, starts=starts_of(held, step=step + 1), step=step, root=root)
     files.make_folder(checkpoints)
     repair(checkpoints)
-    files.repair_folder(folder / "model")
+    for model in MODELS:
+        files.repair_folder(folder / model)
     files.remove_leftovers(folder)
     state = json.loads((checkpoint / STATE).read_bytes())
-    copy_model(held / "model", folder / "model", tell=tell)
+    for model in MODELS:
+        copy_model(held / model, folder / model, tell=tell)
     final = checkpoints / f"step-{step:08d}"
     if not is_copy(checkpoint, final):
         with files.new_folder(final) as new:
@@ -102,7 +104,7 @@ def _refuse(folder: Path, *, starts: list[Start], step: int, root: Path) -> None
     steps = saved_steps(folder / "checkpoints")
     if not steps:
         names = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
-        if names and not (set(names) <= {*SMALL, *ROWS, REPORT, "model", "checkpoints"}):
+        if names and not (set(names) <= {*SMALL, *ROWS, REPORT, *MODELS, "checkpoints"}):
             raise LinnetError(
                 f"{folder} holds something else than a run: choose another --mirror, or another name with --run."
             )
@@ -174,7 +176,7 @@ def is_copy(checkpoint: Path, copy: Path) -> bool:
 
 
 def copy_model(source: Path, target: Path, *, tell: Tell) -> None:
-    """model/ with a manifest, unless it is there already; of its card whatever has changed."""
+    """model/ or adapter/ with a manifest, unless it is there already; of its card whatever has changed."""
     names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     if not names:
         return

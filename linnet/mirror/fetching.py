@@ -18,7 +18,7 @@ from linnet import files
 from linnet.errors import FormatVersionError, LinnetError
 from linnet.files import operations
 from linnet.mirror.copying import Tell, copy_file, copy_tree, is_whole, pieces, refuse_other_run, starts_of
-from linnet.mirror.held import REPORT, ROWS, RUN, SMALL, link_tree
+from linnet.mirror.held import MODELS, REPORT, ROWS, RUN, SMALL, link_tree
 from linnet.training.checkpoint import STATE, prune, repair, saved_steps
 
 
@@ -99,17 +99,21 @@ def _bring(folder: Path, root: Path, *, step: int, tell: Tell) -> None:
             copy_tree(_checkpoint(folder, step), new, tell=tell)
             files.verify_manifest(new)
             files.verify_manifest(new / RUN)
-            if not (folder / "model").exists():
-                files.repair_folder(folder / "model")  # A kill between the two renames of its replacement.
-            copy_tree(folder / "model", model := new / RUN / "model", tell=tell)
-            files.verify_manifest(model)
-            operations.unlink(model / files.MANIFEST)
+            for name in MODELS:
+                if not (folder / name).exists():
+                    files.repair_folder(folder / name)  # A kill between the two renames of its replacement.
+                if name == "model" or (folder / name).exists():
+                    copy_tree(folder / name, model := new / RUN / name, tell=tell)
+                    files.verify_manifest(model)
+                    operations.unlink(model / files.MANIFEST)
             if (folder / REPORT).is_file():
                 copy_file(folder / REPORT, new / RUN / REPORT, tell=tell)
         except FormatVersionError:
             raise
         except LinnetError as error:
-            message = str(error).replace(f"{new / RUN / 'model'}", f"{folder / 'model'}")
+            message = str(error)
+            for name in MODELS:
+                message = message.replace(f"{new / RUN / name}", f"{folder / name}")
             raise _Damaged(message.replace(f"{new}", f"{_checkpoint(folder, step)}")) from None
 
 
@@ -124,9 +128,10 @@ def unpack(root: Path, checkpoint: Path) -> None:
     for name in (*ROWS, *SMALL, REPORT):
         if (run / name).is_file():
             files.write_file(root / name, pieces(run / name))
-    if (run / "model").is_dir():
-        with files.new_folder(root / "model") as new:
-            link_tree(run / "model", new)
+    for name in MODELS:
+        if (run / name).is_dir():
+            with files.new_folder(root / name) as new:
+                link_tree(run / name, new)
     prune(checkpoint.parent, newest=int(checkpoint.name[5:]), keep=1, best_step=None)
     files.remove_folder(run)
 

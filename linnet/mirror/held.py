@@ -14,6 +14,7 @@ NAME = ".mirror.tmp"  # In the run folder; of such a name are the leftovers that
 ROWS = ("metrics.jsonl", "samples.jsonl")
 SMALL = ("recipe.toml", "environment.json")
 REPORT = "report.html"
+MODELS = ("adapter", "model")  # In the order in which a run writes them; adapter/ is there with LoRA alone.
 RUN = "run"  # In a checkpoint at the mirror: the small files that belong to it.
 
 
@@ -24,7 +25,8 @@ def hold(root: Path, held: Path, *, step: int) -> None:
     for name in (*SMALL, *ROWS, REPORT):
         if (root / name).is_file():
             link(root / name, held / name)
-    link_tree(root / "model", held / "model")
+    for name in MODELS:
+        link_tree(root / name, held / name)
     link_tree(root / "checkpoints" / f"step-{step:08d}", held / "checkpoint")
 
 

@@ -11,12 +11,15 @@ S room of the cache. Sources: Radford et al. 2019, "Language Models are Unsuperv
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from linnet.model.attention import Lengths, Pattern, attend, pattern_of, split_heads
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,6 @@ class Embedding(nn.Embedding):
         pass
 
 
-def products_are_faster(device: torch.device, dtype: torch.dtype, length: int) -> bool:
-    """Whether plain products beat the fused attention kernel: on a CPU in bf16, for rows that are not long.
-
-    Forward and backward of a layer, 24 rows of 64, 4 heads: products 2.7 ms, kernel 14 ms (one thread);
-    2,048 tokens, 12 heads, in rows of 158 / 512 / 1,024: products 15 / 60 / 115 ms, kernel 52 / 71 / 80 ms.
-    Up to 256, because products keep [B, H, T, T] for the backward pass.
-    """
-    return device.type == "cpu" and dtype == torch.bfloat16 and length <= 256
-
-
 class Attention(nn.Module):
     """Causal self-attention with H heads."""
 
@@ -123,21 +116,17 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k and v stacked
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(
-        self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        batch, length, channels = x.shape
-        heads = (batch, length, self.n_head, channels // self.n_head)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(channels, dim=2))
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        if mask is not None and cache is None and products_are_faster(q.device, q.dtype, length):
-            shares = F.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + mask, dim=-1)  # [B, H, T, T]
-            y = (F.dropout(shares, dropout) if dropout else shares) @ v
+    def forward(self, x: Tensor, *, pattern: Pattern, cache: KVCache | None, layer: int) -> Tensor:
+        qkv = self.c_attn(x)
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            y = attend(qkv, pattern, n_head=self.n_head, dropout=dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
-        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(batch, length, channels))
+            q, k, v = split_heads(qkv, self.n_head)
+            k, v = cache.extend(layer, k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=pattern.causal)
+            y = y.transpose(1, 2).reshape(x.shape)
+        out: Tensor = self.c_proj(y)
         return out
 
 
@@ -200,14 +189,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, *, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.drop(self.attn(self.ln_1(x), mask=mask, causal=causal, cache=cache, layer=layer))
+    def forward(self, x: Tensor, *, pattern: Pattern, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), pattern=pattern, cache=cache, layer=layer))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+
+def run_block(block: nn.Module, x: Tensor, **rest: Any) -> Tensor:
+    """block(x, **rest), of which backward keeps whatever it needs."""
+    out: Tensor = block(x, **rest)
+    return out
 
 
 class GPT2(nn.Module):
@@ -216,6 +209,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.run_block: Callable[..., Tensor] = run_block  # or `linnet.model.recompute.recomputed`
         device = torch.get_default_device()
         meta = device.type == "meta"
         with torch.device("meta" if meta else "cpu"):  # always on the CPU first: others draw other numbers
@@ -251,14 +245,14 @@ class GPT2(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor | None = None,
-        segments: Tensor | None = None,
+        segments: Lengths | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the last norm.
 
         ids [B, T] int64. positions [B, T] int64; None counts up from 0, or from the end of the cache.
-        segments [B, T] int: the example that each token belongs to; tokens see earlier ones of their own
-        example only; None: the row is one example. cache: holds the tokens before `ids` and takes these in.
+        segments: for each row the lengths of its examples (what they leave over is padding); tokens see earlier ones
+        of their own example only; None: each row is one example. cache: holds the tokens before `ids`, takes these in.
         Returns [B, T, C]. ValueError if the tokens do not fit into `n_positions` or into the cache.
         """
         start = 0 if cache is None else cache.length
@@ -272,34 +266,30 @@ class GPT2(nn.Module):
         x = self.wte(ids) + (self.wpe.weight[start:end] if positions is None else self.wpe(positions))
         if self.config.dropout and self.training:
             x = F.dropout(x, self.config.dropout)
-        mask = self.attention_mask(x, segments=segments, start=start, cached=cache is not None)
-        # A single new token sees everything: neither mask nor causality is needed.
-        causal = mask is None and start == 0 and ids.shape[1] > 1
+        pattern = self.pattern(x, segments=segments, start=start, cached=cache is not None)
         for layer, block in enumerate(self.h):
-            x = block(x, mask=mask, causal=causal, cache=cache, layer=layer)
+            x = self.run_block(block, x, pattern=pattern, cache=cache, layer=layer)
         if cache is not None:
             cache.length = end
         out: Tensor = self.ln_f(x)
         return out
 
-    def attention_mask(
-        self, x: Tensor, *, segments: Tensor | None, start: int, cached: bool
-    ) -> Tensor | None:
-        """What is added to the scores: 0 where a token may look, -inf elsewhere; None: plain causal.
-
-        Made once for all layers and in the dtype of the attention: a boolean one is converted in each layer.
-        """
-        length = x.shape[1]
-        device_type = x.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
-        products = not cached and products_are_faster(x.device, dtype, length)
-        if segments is None and (start == 0 or length == 1) and not products:
-            return None
-        allowed = torch.ones(length, start + length, dtype=torch.bool, device=x.device).tril_(start)  # [T, S]
-        if segments is not None:
-            same = segments[:, None, :, None] == segments[:, None, None, :]
-            allowed = allowed & same  # [B, 1, T, T]
-        return torch.zeros(allowed.shape, dtype=dtype, device=x.device).masked_fill_(~allowed, -torch.inf)
+    def pattern(self, x: Tensor, *, segments: Lengths | None, start: int, cached: bool) -> Pattern:
+        """Who may look at whom, the same in all layers; x [B, T, C] gives size, device and dtype."""
+        device_type, config = x.device.type, self.config
+        return pattern_of(
+            (x.shape[0], x.shape[1]),
+            lengths=segments,
+            n_head=config.n_head,
+            head_size=config.n_embd // config.n_head,
+            dtype=torch.get_autocast_dtype(device_type)
+            if torch.is_autocast_enabled(device_type)
+            else x.dtype,
+            device=x.device,
+            dropout=config.dropout > 0 and self.training,
+            start=start,
+            cached=cached,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: hidden [..., C] -> [..., V], by the tied head."""

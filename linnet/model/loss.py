@@ -3,12 +3,14 @@
 Why: the logits of one row of 1,024 tokens of `gpt2` are 1,024 x 50,257 x 4 bytes = 206 MB in fp32, their
 gradient is as much again, and log-softmax keeps another copy: 2.5 GB for a micro-batch of four rows, more than
 weights and optimizer together need beyond them on a 4 GB card.
-How: only the learned positions are scored, in chunks of LOGITS_PER_CHUNK / V positions (667 for GPT-2's
-vocabulary). Each chunk's gradient is computed right where its logits are, so nothing is kept and nothing is
-computed twice: three products, as with whole logits. At its peak a chunk holds its logits, 2^25 x 4 bytes =
-134 MB in fp32 and 67 MB in bf16, whatever the batch; the softmax in fp32 takes them a few rows at a time. On top
-come the gradients of the hidden states ([N, C]) and of the head ([V, C], 154 MB for `gpt2`), which autograd
-needs anyway, and in bf16 the head itself (77 MB).
+How: only the learned positions are scored, in chunks of `logits_per_chunk` / V positions. Each chunk's gradient is
+computed right where its logits are, so nothing is kept and nothing is computed twice: three products, as with whole
+logits. At its peak a chunk of 16 bits holds its logits, 2 x 2^25 bytes = 67 MB on a card (667 positions of GPT-2's
+vocabulary) and 268 MB on a CPU (2,670), whatever the batch; the softmax in fp32 takes them a few rows at a time. On
+top come the head in 16 bits (77 MB for `gpt2`), the gradients of the hidden states ([N, C]) and of the head ([V, C],
+154 MB, and 77 MB for a product in 16 bits).
+Where the head is copied into 16 bits anyway, the copy is padded with zeros to a multiple of 64 entries: the product for
+its gradient takes a quarter longer with 50,257 than with 50,304 (2,048 positions, one thread: 1,131 and 895 ms).
 
 Shapes: B rows, T tokens, C channels, V vocabulary, N learned positions, P positions of a chunk.
 """
@@ -19,11 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnet.model.attention import Lengths
 from linnet.model.gpt2 import GPT2
 
-LOGITS_PER_CHUNK = 2**25
+# A CPU takes larger chunks: one that holds a whole micro-batch saves adding up the head's gradient, 50 ms a chunk.
+LOGITS_PER_CHUNK = {"cuda": 2**25, "cpu": 2**27}
 # On a CPU the softmax goes over rows that stay in its cache: 667 rows of 50,257 in bf16 take 67 ms instead of 214.
 LOGITS_PER_BLOCK = 2**19
+PADDING = 64
 
 
 class TokenBatch(Protocol):
@@ -37,16 +42,15 @@ class TokenBatch(Protocol):
     def targets(self) -> Tensor:
         """[B, T] int64, the token after each input."""
 
-    @property
-    def learn(self) -> Tensor:
-        """[B, T] bool, False where the target is read only and on padding."""
+    def learned(self) -> Tensor | None:
+        """[N] int64, places of the learned targets in [B * T]; None where all are learned."""
 
     @property
     def positions(self) -> Tensor:
         """[B, T] int64, counting from 0 in each example."""
 
-    def segments(self) -> Tensor | None:
-        """[B, T] int, the example of each token; None where each row is one example from position 0."""
+    def segments(self) -> Lengths | None:
+        """The lengths of the examples in each row; None where each row is one example from position 0."""
 
 
 def next_token_loss(model: GPT2, batch: TokenBatch) -> Tensor:
@@ -55,10 +59,9 @@ def next_token_loss(model: GPT2, batch: TokenBatch) -> Tensor:
     # Rows of one example count from 0: a slice of `wpe` is cheaper than looking up B x T positions.
     hidden = model(batch.ids, None if segments is None else batch.positions, segments)
     hidden = hidden.flatten(0, 1)  # [B * T, C]
-    learn, targets = batch.learn.flatten(), batch.targets.flatten()
-    if not learn.all():
-        chosen = learn.nonzero().squeeze(1)
-        hidden, targets = hidden.index_select(0, chosen), targets.index_select(0, chosen)
+    targets, learned = batch.targets.flatten(), batch.learned()
+    if learned is not None:
+        hidden, targets = hidden.index_select(0, learned), targets.index_select(0, learned)
     return linear_cross_entropy(hidden, model.wte.weight, targets)
 
 
@@ -84,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         loss = _score(hidden, weight, targets, dtype=dtype, grad_hidden=grad_hidden, grad_weight=grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
@@ -107,39 +110,69 @@ def _score(
     grad_hidden: Tensor | None = None,
     grad_weight: Tensor | None = None,
 ) -> Tensor:
-    """The loss; fills `grad_hidden` [N, C] and adds to `grad_weight` [V, C] where they are given."""
-    training = grad_hidden is not None or grad_weight is not None
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    """The loss; fills `grad_hidden` [N, C] and `grad_weight` [V, C] where they are given."""
+    vocabulary, loss = len(weight), torch.zeros((), dtype=torch.float32, device=hidden.device)
+    if grad_weight is not None and not len(targets):
+        grad_weight.zero_()
     with torch.autocast(hidden.device.type, enabled=False):
-        head = weight.to(dtype)
-        for part in range_slices(len(targets), max(1, LOGITS_PER_CHUNK // len(weight))):
+        head = _padded(weight, dtype)  # [V', C]
+        size = max(1, logits_per_chunk(hidden.device) // len(head))
+        buffer = head.new_empty(min(size, len(targets)), len(head))
+        for part in range_slices(len(targets), size):
             x = hidden[part].to(dtype)
-            logits = F.linear(x, head)  # [P, V]
-            loss += _softmax_loss(logits, targets[part].unsqueeze(1), into_slope=training)
+            logits = torch.mm(x, head.mT, out=buffer[: len(x)])  # [P, V']
+            loss += _softmax_loss(
+                logits[:, :vocabulary],
+                targets[part].unsqueeze(1),
+                into_slope=grad_hidden is not None or grad_weight is not None,
+            )
             if grad_hidden is not None:
                 grad_hidden[part] = logits @ head
-            if grad_weight is not None and grad_weight.dtype == dtype:
-                grad_weight.addmm_(logits.t(), x)
-            elif grad_weight is not None:
-                grad_weight += logits.t() @ x
+            if grad_weight is not None:
+                product = (logits.mT @ x)[:vocabulary]
+                if part.start == 0:
+                    grad_weight.copy_(product)
+                else:
+                    grad_weight += product.to(
+                        grad_weight.dtype
+                    )  # += of two types is eight times slower on a CPU
     return loss
+
+
+def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head in `dtype`; where that needs a copy, with rows of zeros up to a multiple of PADDING."""
+    if weight.dtype == dtype:
+        return weight
+    rows, columns = weight.shape
+    head = weight.new_zeros(-(-rows // PADDING) * PADDING, columns, dtype=dtype)
+    head[:rows] = weight
+    return head
+
+
+def logits_per_chunk(device: torch.device) -> int:
+    """Most logits that are built at once."""
+    return LOGITS_PER_CHUNK["cpu" if device.type == "cpu" else "cuda"]
 
 
 def _softmax_loss(logits: Tensor, targets: Tensor, *, into_slope: bool) -> Tensor:
     """The cross entropy of logits [P, V] and targets [P, 1], summed in fp32.
 
-    `into_slope`: replace the logits by d loss / d logits = softmax - 1 at the target.
+    log sum exp is the largest logit minus the logarithm of its probability, which is at least 1 / V: so one pass of
+    exponentials gives loss and slope. `into_slope`: replace the logits by d loss / d logits = softmax - 1 at the
+    target.
     """
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
     on_cpu = logits.device.type == "cpu"
-    size = max(1, LOGITS_PER_BLOCK // logits.shape[1]) if on_cpu else len(logits)
+    size = max(1, LOGITS_PER_BLOCK // logits.shape[1]) if on_cpu else max(1, len(logits))
     for rows in range_slices(len(logits), size):
         block, chosen = logits[rows], targets[rows]
-        log_probabilities = F.log_softmax(block, dim=1, dtype=torch.float32)
-        loss -= log_probabilities.gather(1, chosen).sum()
+        largest, of_target = block.amax(1, keepdim=True).float(), block.gather(1, chosen).float()
+        probabilities = F.softmax(block, dim=1, dtype=torch.float32)
+        loss += (largest - probabilities.amax(1, keepdim=True).log() - of_target).sum()
         if into_slope:
-            slope = log_probabilities.exp_()
-            slope.scatter_add_(1, chosen, slope.new_full((1, 1), -1.0).expand_as(chosen))
+            slope = probabilities.scatter_add_(
+                1, chosen, probabilities.new_full((1, 1), -1.0).expand_as(chosen)
+            )
             block.copy_(slope)
     return loss
 

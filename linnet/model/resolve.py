@@ -8,6 +8,7 @@ worked once works offline. Only files that cannot be code are downloaded.
 import json
 from pathlib import Path
 
+from linnet import files
 from linnet.errors import DiskError, LinnetError
 from linnet.hub import missing_tokenizer, snapshot
 
@@ -22,7 +23,7 @@ def resolve_model(name: str | Path) -> Path:
     A hub name is taken from Hugging Face's cache if it is there, else downloaded (HF_HOME and HF_ENDPOINT are
     honoured). LinnetError where there is no such folder, it holds no model, or the hub cannot be reached.
     """
-    folder = Path(name).expanduser()
+    folder = files.expand_home(name)
     if (folder / "config.json").is_file():
         return folder
     if (folder / "model" / "config.json").is_file():

@@ -6,6 +6,7 @@ Why    Files from elsewhere leave out which tokens control, name another end tok
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import tokenizers
@@ -22,6 +23,14 @@ def byte_level(model: models.Model) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
     return inner
+
+
+@cache
+def byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in GPT-2's vocabulary (`bytes_to_unicode` of openai/gpt-2)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def control(token: str) -> AddedToken:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from linnet import files
 from linnet.errors import DiskError, LinnetError
 from linnet.hub import missing_tokenizer, snapshot
 from linnet.tokenizer.layout import END_OF_TEXT, byte_level, control
@@ -56,7 +56,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         LinnetError: no such folder, nothing usable in it, or the hub cannot be reached.
     """
-    folder = Path(name).expanduser()
+    folder = files.expand_home(name)
     if folder.is_dir():
         for place in (folder, folder / "model", folder / "tokenizer"):
             if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():

@@ -25,6 +25,7 @@ from linnet.errors import LinnetError
 from linnet.tokenizer.fast import WORTHWHILE, FastEncoder, fast_encoder
 from linnet.tokenizer.layout import (
     END_OF_TEXT,
+    byte_letters,
     byte_level,
     control,
     is_gpt2,
@@ -187,6 +188,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self._decoder.decode(list(ids), skip_special_tokens=True))
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, which may be a part of a character; of a control token its name."""
+        added = self._decoder.get_added_tokens_decoder()
+        in_letters = isinstance(self._decoder.decoder, decoders.ByteLevel)
+        found = [b""] * self.vocab_size
+        for text, token in self._decoder.get_vocab(with_added_tokens=True).items():
+            if in_letters and token not in added:
+                found[token] = bytes(byte_letters()[letter] for letter in text)
+            else:
+                found[token] = text.encode()
+        return found
 
     def byte_lengths(self) -> list[int]:
         """For each id, the bytes of UTF-8 text that it stands for: 0 for control tokens, 1 for a third of 日."""

@@ -29,6 +29,7 @@ from torch.optim.adamw import adamw
 from linnet.config import OptimizerName
 from linnet.errors import LinnetError
 from linnet.training.newton_schulz import POLAR_EXPRESS, Coefficients, orthogonalize, product_precision
+from linnet.training.shards import fill, local, total
 
 ADAM_BETAS = (0.9, 0.99)
 ADAM_EPSILON = 1e-8
@@ -47,14 +48,30 @@ class Optimizer(Protocol):
     def step(self) -> None:
         """One update from the parameters' `.grad`."""
 
+    def parameters(self) -> list[Tensor]:
+        """What is updated, each with its `.grad`."""
+
     def zero_grad(self) -> None:
         """Drop the gradients."""
 
     def state(self) -> dict[str, Tensor]:
-        """Every moment as `<moment>.<parameter name>`, fp32; a snapshot that later steps do not change."""
+        """Every moment as `<moment>.<parameter name>`, fp32; maybe the live ones: read them before the next step."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave. Raises LinnetError naming a missing, unknown or misshapen moment."""
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], loss: Tensor, *, limit: float) -> tuple[float, float]:
+    """Scale the gradients so that their norm, all taken together, is at most `limit`.
+
+    Returns the norm before that, and the loss as a number: what a card has computed is waited for once.
+    """
+    norm = total(torch.nn.utils.get_total_norm(gradients, foreach=True))
+    norm_before, loss_value = torch.stack([norm.to(loss.device), loss]).tolist()
+    if limit < norm_before < math.inf:
+        torch._foreach_mul_(gradients, limit / (norm_before + 1e-6))  # 1e-6 as in torch's clip_grad_norm_
+    return norm_before, loss_value
 
 
 def make_optimizer(
@@ -64,6 +81,7 @@ def make_optimizer(
     weight_decay: float,
     betas: tuple[float, float] = ADAM_BETAS,
     momentum: float = MUON_MOMENTUM,
+    embedding_rate: float = 1.0,
     coefficients: Coefficients = POLAR_EXPRESS,
     precision: torch.dtype | Literal["auto"] = "auto",
 ) -> Optimizer:
@@ -71,7 +89,8 @@ def make_optimizer(
 
     `weight_decay` is decoupled and holds for matrices only, embeddings among them. `betas` are AdamW's,
     `momentum` is Muon's, so are the `coefficients` of its Newton-Schulz steps and the `precision` of their
-    products (see `product_precision`). The rate is 0 until it is set.
+    products (see `product_precision`); beside it the embeddings learn at `embedding_rate` times the rate.
+    The rate is 0 until it is set.
     """
     parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
     if name == "adamw":
@@ -82,6 +101,7 @@ def make_optimizer(
             weight_decay=weight_decay,
             betas=betas,
             momentum=momentum,
+            embedding_rate=embedding_rate,
             coefficients=coefficients,
             precision=precision,
         )
@@ -96,15 +116,21 @@ class AdamW:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, weight_decay: float, betas: tuple[float, float]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+        betas: tuple[float, float],
+        matrix_rate: float = 1.0,
     ) -> None:
+        """Matrices learn at `matrix_rate` times the rate."""
         self._betas = betas
         self._learning_rate = 0.0
         matrices = {key: p for key, p in parameters.items() if p.ndim >= 2}
         others = {key: p for key, p in parameters.items() if p.ndim < 2}
         self._groups = [
-            _AdamGroup.zeros(group, decay=decay)
-            for group, decay in ((matrices, weight_decay), (others, 0.0))
+            _AdamGroup.zeros(group, decay=decay, rate=rate)
+            for group, decay, rate in ((matrices, weight_decay, matrix_rate), (others, 0.0, 1.0))
             if group
         ]
 
@@ -115,33 +141,35 @@ class AdamW:
     def step(self) -> None:
         for group in self._groups:
             adamw(
-                group.parameters,
-                [_gradient(p) for p in group.parameters],
-                group.exp_avg,
-                group.exp_avg_sq,
+                [local(p) for p in group.parameters],
+                [local(_gradient(p)) for p in group.parameters],
+                [local(moment) for moment in group.exp_avg],
+                [local(moment) for moment in group.exp_avg_sq],
                 [],
                 group.step,
                 fused=True,
                 amsgrad=False,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
-                lr=self._learning_rate,
+                lr=self._learning_rate * group.rate,
                 weight_decay=group.decay,
                 eps=ADAM_EPSILON,
                 maximize=False,
             )
 
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self._groups for p in group.parameters]
+
     def zero_grad(self) -> None:
-        for group in self._groups:
-            for p in group.parameters:
-                p.grad = None
+        for p in self.parameters():
+            p.grad = None
 
     def _moments(self) -> dict[str, Tensor]:
         """The live tensors, not copies."""
         return {key: tensor for group in self._groups for key, tensor in group.moments().items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {key: tensor.clone() for key, tensor in self._moments().items()}
+        return self._moments()  # A copy would be 8 bytes a weight more than a step takes.
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         _copy_state(self._moments(), state)
@@ -149,7 +177,7 @@ class AdamW:
 
 @dataclass(frozen=True)
 class _AdamGroup:
-    """Parameters of one weight decay and their moments, which are there before the first step."""
+    """Parameters of one weight decay and one rate and their moments, which are there before the first step."""
 
     names: list[str]
     parameters: list[Tensor]
@@ -157,9 +185,10 @@ class _AdamGroup:
     exp_avg_sq: list[Tensor]
     step: list[Tensor]  # how often each was updated, fp32 scalars as in torch
     decay: float
+    rate: float  # times the learning rate
 
     @classmethod
-    def zeros(cls, parameters: Mapping[str, nn.Parameter], *, decay: float) -> Self:
+    def zeros(cls, parameters: Mapping[str, nn.Parameter], *, decay: float, rate: float) -> Self:
         tensors: list[Tensor] = list(parameters.values())
         return cls(
             names=list(parameters),
@@ -168,6 +197,7 @@ class _AdamGroup:
             exp_avg_sq=[torch.zeros_like(p, dtype=torch.float32) for p in tensors],
             step=[torch.zeros((), dtype=torch.float32, device=p.device) for p in tensors],
             decay=decay,
+            rate=rate,
         )
 
     def moments(self) -> dict[str, Tensor]:
@@ -198,6 +228,7 @@ class Muon:
         weight_decay: float,
         betas: tuple[float, float],
         momentum: float,
+        embedding_rate: float,
         coefficients: Coefficients,
         precision: torch.dtype | Literal["auto"],
     ) -> None:
@@ -205,7 +236,7 @@ class Muon:
         rest = {key: p for key, p in parameters.items() if key not in matrices}
         self._matrices: list[Tensor] = list(matrices.values())
         self._stacks = _make_stacks(matrices)
-        self._rest = AdamW(rest, weight_decay=weight_decay, betas=betas)
+        self._rest = AdamW(rest, weight_decay=weight_decay, betas=betas, matrix_rate=embedding_rate)
         self._weight_decay = weight_decay
         self._momentum = momentum
         self._coefficients = coefficients
@@ -231,9 +262,11 @@ class Muon:
             weights = [piece.of(piece.parameter) for piece in stack.pieces]
             torch._foreach_add_(weights, list(update.float().unbind()), alpha=-self._learning_rate * scale)
 
+    def parameters(self) -> list[Tensor]:
+        return self._matrices + self._rest.parameters()
+
     def zero_grad(self) -> None:
-        self._rest.zero_grad()
-        for p in self._matrices:
+        for p in self.parameters():
             p.grad = None
 
     def state(self) -> dict[str, Tensor]:
@@ -309,7 +342,7 @@ def _copy_state(into: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None
     _refuse("has another shape for", {key for key in into if into[key].shape != state[key].shape})
     with torch.no_grad():
         for key, tensor in into.items():
-            tensor.copy_(state[key])
+            fill(tensor, state[key])
 
 
 def _refuse(what: str, keys: Iterable[str]) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from linnet.config import TrainConfig
-from linnet.device import Choice, choose_device, choose_precision, free_memory
+from linnet.config import LoraConfig, OptimizerName, TrainConfig
+from linnet.device import Choice, Machine
 from linnet.errors import UsageError
+from linnet.model.gpt2 import GPT2Config
+from linnet.training.fitting import choose_fitting
+from linnet.training.memory import Training
 
 BATCH_TOKENS = 8192  # Tokens of an optimizer step that batch_size="auto" aims at.
-MICRO_TOKENS = 4096  # Tokens computed at once on a CPU: more is no faster and only takes memory.
 LEAST_STEPS = 20  # Optimizer steps that an epoch should have.
 
 
@@ -33,6 +35,12 @@ class Plan:
     steps: int
     eval_every: int
     save_every: int
+    activation_checkpointing: Literal["off", "on"] = "off"
+    """Keep of each block its input only."""
+    offload: Literal["off", "on"] = "off"
+    """Master weights and moments in the machine's memory."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: each with the whole model, or with its share of it."""
     choices: dict[str, Choice] = field(default_factory=dict)
     """By key, what "auto" became and why."""
 
@@ -73,40 +81,34 @@ def choose_block_size(requested: int | str, *, longest: int | None, pairs: int, 
     return Choice(size, f"the longest example has {longest:,} tokens")
 
 
-def choose_batch_size(requested: int | str, *, rows: int, block_size: int) -> Choice:
-    """Rows of an optimizer step; "auto" is about 8,192 tokens, fewer where an epoch would have under 20 steps."""
+def choose_batch_size(requested: int | str, *, rows: int, block_size: int, world: int = 1) -> Choice:
+    """Rows of an optimizer step; "auto" is about 8,192 tokens, fewer where an epoch would have under 20 steps.
+
+    Always as many for each of the `world` processes.
+    """
     if isinstance(requested, int):
         return Choice(requested, "asked for")
-    wanted = max(1, BATCH_TOKENS // block_size)
-    size = max(1, min(wanted, rows // LEAST_STEPS))
+    wanted = max(1, BATCH_TOKENS // block_size // world) * world
+    size = max(1, min(wanted, rows // LEAST_STEPS) // world) * world
     if size < wanted:
         return Choice(size, f"{rows:,} rows in an epoch: at least {LEAST_STEPS} steps where that is possible")
     return Choice(size, f"about {BATCH_TOKENS:,} tokens a step")
 
 
-def choose_micro_batch_size(
-    requested: int | str, *, batch_size: int, block_size: int, bytes_per_token: int, device: str
-) -> Choice:
-    """Rows computed at once; "auto" is at most 4,096 tokens on a CPU and what fits half the free memory."""
-    if isinstance(requested, int):
-        return Choice(min(requested, batch_size), "asked for")
-    fits = max(1, int(free_memory() * 0.5) // (bytes_per_token * block_size))
-    wanted = batch_size if device == "cuda" else max(1, MICRO_TOKENS // block_size)
-    size = min(batch_size, wanted, fits)
-    if size == batch_size:
-        return Choice(size, "the whole batch at once")
-    return Choice(
-        size, "what fits the memory" if size == fits < wanted else f"about {MICRO_TOKENS:,} tokens at once"
+def training_of(plan: Plan, *, model: GPT2Config, optimizer: OptimizerName, lora: LoraConfig) -> Training:
+    """What memory depends on in this plan, for one process alone."""
+    return Training(
+        model=model,
+        device=plan.device,
+        precision=plan.precision,
+        block_size=plan.block_size,
+        rows=plan.micro_batch_size,
+        batch_size=plan.batch_size,
+        optimizer=optimizer,
+        lora=lora,
+        recompute=plan.activation_checkpointing == "on",
+        offload=plan.offload == "on",
     )
-
-
-def activation_bytes(*, n_layer: int, n_embd: int) -> int:
-    """Bytes that backward keeps for a token: 17 values of `n_embd` in each block, 4 bytes each.
-
-    Per block, in units of n_embd: two norms' inputs 2, qkv 3, attention out 1, its projection's input 1 and output 1,
-    c_fc out 4, GELU out 4, c_proj out 1.
-    """
-    return 17 * n_layer * n_embd * 4
 
 
 def make_plan(
@@ -114,34 +116,44 @@ def make_plan(
     *,
     block_size: Choice,
     count_rows: Callable[[int], int],
-    n_layer: int,
-    n_embd: int,
-    parameters: int,
+    model: GPT2Config,
+    lora: LoraConfig,
+    machine: Machine,
     kept: Mapping[str, Any],
+    world: int = 1,
+    shares: int = 1,
 ) -> Plan:
-    """Everything that is chosen at the start.
+    """Everything that is chosen at the start, the same on each of `world` processes.
 
     Args:
         count_rows: rows of an epoch at a block size.
         kept: what an earlier start of this run chose. Batch and micro-batch stay unless the recipe sets them, the
-            micro-batch only on the same kind of device.
+            micro-batch and what else memory decides only on the same kind of device.
+        shares: processes over which the model is cut.
+
+    Raises:
+        OutOfMemoryError: not even a row fits.
     """
-    device = choose_device()
-    precision = choose_precision(config.precision, device.value)
+    device, precision = machine.device, machine.precision
     rows = count_rows(block_size.value)
-    batch_size = choose_batch_size(config.batch_size, rows=rows, block_size=block_size.value)
+    batch_size = choose_batch_size(config.batch_size, rows=rows, block_size=block_size.value, world=world)
     if kept and config.batch_size == "auto":
         batch_size = Choice(kept["batch_size"], "as when the run began")
-    bytes_per_token = activation_bytes(n_layer=n_layer, n_embd=n_embd)
-    micro = choose_micro_batch_size(
-        config.micro_batch_size,
-        batch_size=batch_size.value,
-        block_size=block_size.value,
-        bytes_per_token=bytes_per_token,
+    own = -(-batch_size.value // world)  # Rows of this process.
+    training = Training(
+        model=model,
         device=device.value,
+        precision=precision.value,
+        block_size=block_size.value,
+        rows=own,
+        batch_size=own,
+        optimizer=config.optimizer,
+        lora=lora,
+        shares=shares,
     )
-    if kept and config.micro_batch_size == "auto" and kept["device"] == device.value:
-        micro = Choice(min(kept["micro_batch_size"], batch_size.value), "as when the run began")
+    same = kept if kept and kept["device"] == device.value else {}
+    fitting = choose_fitting(config, training, free=machine.free, kept=same, world=world, host=machine.host)
+    memory = fitting.pop("memory")
     steps_per_epoch = rows / batch_size.value
     if config.steps is not None:
         steps = Choice(config.steps, f"asked for; {config.steps / steps_per_epoch:.2f} epochs")
@@ -159,18 +171,9 @@ def make_plan(
         "precision": precision,
         "block_size": block_size,
         "batch_size": batch_size,
-        "micro_batch_size": micro,
+        **fitting,
         "steps": steps,
         **every,
     }
     settings = {key: choice.value for key, choice in choices.items()}
-    activations = micro.value * block_size.value * bytes_per_token
-    choices["memory"] = choose_memory(parameters=parameters, activations=activations)
-    return Plan(**settings, choices=choices)
-
-
-def choose_memory(*, parameters: int, activations: int) -> Choice:
-    """What the training will about take: 16 bytes a parameter (weight, gradient, two moments) and activations."""
-    fixed = 16 * parameters
-    reason = f"weights, gradients and moments {fixed / 1e9:.2f} GB, activations {activations / 1e9:.2f} GB"
-    return Choice(f"{(fixed + activations) / 1e9:.2f} GB", f"{reason}; {free_memory() / 1e9:.1f} GB are free")
+    return Plan(**settings, choices=choices | {"memory": memory})

@@ -1,6 +1,7 @@
 """A pasted transcript as turns: `user: Hello`, `assistant: Hi!`, `user: Which birds sing?`.
 
-What   `read_transcript` reads a file or stdin, `parse_transcript` makes turns of its text.
+What   `read_transcript` reads a file or stdin, `parse_transcript` makes turns of its text, `write_transcript` is the
+       way back.
 Why    Conversations lie about as text, in files and clipboards; with this such a text is a prompt as it is.
 How    The headers are those of the model's template (of a paper: `title:`, `abstract:`, `article:`), in any case, at
        the start of a line. What follows, up to the next header, is what the turn says.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from linnet.errors import LinnetError, UsageError
@@ -85,6 +87,16 @@ def parse_transcript(text: str, template: Template, *, name: str) -> list[Turn]:
             "answer; add a turn behind it, or take this one out to have it written anew."
         )
     return spoken
+
+
+def write_transcript(turns: Iterable[Turn], template: Template) -> str:
+    """The text of which `parse_transcript` makes these turns; a line that would begin a turn gets a space before it."""
+    headers = "|".join(map(re.escape, _roles(template)))
+    begins = re.compile(f"\n(?={headers})", re.ASCII | re.IGNORECASE)
+    texts = [Turn(role, text.replace("\r\n", "\n").replace("\r", "\n")) for role, text in turns]
+    return "".join(
+        f"{template.headers[role]} " + begins.sub("\n ", text) + "\n" for role, text in normalize(texts)
+    )
 
 
 def _roles(template: Template) -> dict[str, str]:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from linnet import files
 from linnet.data.reading.compressed import Damaged, ignore, is_compressed, read_blocks
 from linnet.data.reading.encoding import guess_utf16
 from linnet.data.reading.text import HEAD
@@ -47,7 +48,7 @@ def find_files(
 
 
 def _find(source: str, key: str, say: Callable[[str], None]) -> list[Path]:
-    path = Path(source).expanduser()
+    path = files.expand_home(source)
     if path.is_file():
         if not _head(path):
             raise LinnetError(f"{path} is empty; {key} needs a file with text.")

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from linnet.track.card.facts import Facts
+from linnet.track.card.facts import Facts, texts
 from linnet.track.card.markdown import plain
 from linnet.track.progress import duration
 
@@ -53,7 +53,17 @@ def _training_details(facts: Facts) -> list[Detail]:
         _with("{:,} warm-up steps", facts.key("train", "warmup_steps")),
         _with("weight decay {:g}", facts.key("train", "weight_decay")),
     ]
+    adapters = facts.adapters or {}
+    lora = [
+        _with("LoRA of rank {}", adapters.get("rank")),
+        _with("alpha {:g}", adapters.get("alpha")),
+        _with("on {}", ", ".join(texts(adapters.get("targets")))),
+        _with("{:,} trained parameters", facts.trained_parameters),
+        "the frozen matrices in int8" if adapters.get("base") == "int8" else None,
+        "merged into these weights" if adapters else None,
+    ]
     return [
+        ("Adapters", lora),
         ("Epochs", [_with("{:.2f}", facts.epochs), *read]),
         ("Batch", batch),
         ("Block size", [_with("{} tokens", facts.choice("block_size"))]),

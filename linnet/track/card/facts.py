@@ -192,6 +192,23 @@ class Facts:
         vocabulary, positions, layers, width = known
         return (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width) + 2 * width
 
+    @property
+    def adapters(self) -> Mapping[str, Any] | None:
+        """The keys of model.lora; None where the whole model was trained."""
+        lora = self.key("model", "lora")
+        return lora if isinstance(lora, Mapping) and _whole(lora, "rank") else None
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """Of the adapters: rank * (inputs + outputs) for each matrix that has one; None without adapters."""
+        width, layers = self.shape("n_embd"), self.shape("n_layer")
+        if self.adapters is None or width is None or layers is None:
+            return None
+        # In units of E: q, k, v from 1 to 3; both projections, 1 to 1 and 4 to 1; the MLP's first, 1 to 4.
+        sides = {"c_attn": 4, "c_proj": 2 + 5, "c_fc": 5}
+        both = sum(sides.get(name, 0) for name in set(texts(self.adapters.get("targets"))))
+        return int(self.adapters["rank"]) * layers * width * both
+
     @cached_property
     def sample_step(self) -> int | None:
         """The last step up to the model's own at which samples were written; not step 0, before the training."""

@@ -115,7 +115,7 @@ def run_figures(rows: Sequence[Row]) -> dict[str, Any]:
     if smooth:
         lines.add(
             columns.steps,
-            _mean(loss),
+            smoothed(loss),
             name="training, moving mean",
             line={"color": TRAINING, "width": 2.2},
         )
@@ -127,7 +127,9 @@ def run_figures(rows: Sequence[Row]) -> dict[str, Any]:
         smooth = measure.smooth and len(values) >= SMOOTH_FROM
         lines.add(columns.steps, values, name="each step" if smooth else measure.title, line=_faint(smooth))
         if smooth:
-            lines.add(columns.steps, _mean(values), name="moving mean", line={"color": TRAINING, "width": 2})
+            lines.add(
+                columns.steps, smoothed(values), name="moving mean", line={"color": TRAINING, "width": 2}
+            )
         figures.append(_figure(measure, lines))
     return _document(axes, figures)
 
@@ -148,7 +150,7 @@ def comparison_figures(runs: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         line = {"color": colour, "dash": dash, "width": 1.2}
         lines.add(
             columns.steps,
-            _mean(columns.steps["loss"]),
+            smoothed(columns.steps["loss"]),
             line=line,
             opacity=0.75,
             showlegend=not len(columns.evaluations["step"]),
@@ -162,7 +164,7 @@ def comparison_figures(runs: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
             values = columns.steps[measure.key]
             line = {**styles[name], "width": 1.8}
             lines.add(
-                columns.steps, _mean(values) if measure.smooth else values, name=_plain(name), line=line
+                columns.steps, smoothed(values) if measure.smooth else values, name=_plain(name), line=line
             )
         figures.append(_figure(measure, lines, legend=False))
     return _document(axes, figures)
@@ -182,7 +184,7 @@ class _Lines:
         """A line of `values` at the places in `table`; nothing where no value is finite."""
         if not np.isfinite(values).any():
             return
-        keep = _thin(values, self._most)
+        keep = thin(values, self._most)
         for key, scale in self._scales.items():
             self.x[key].append(_encoded(table[key][keep] / scale))
         trace = {"type": "scatter", "mode": "lines", "connectgaps": False, "y": _encoded(values[keep])}
@@ -312,7 +314,7 @@ def _is_small(value: object) -> bool:
     return isinstance(value, int) and abs(value) < 2**1000
 
 
-def _mean(values: Floats) -> Floats:
+def smoothed(values: Floats) -> Floats:
     """The moving mean over those that are finite; the others stay gaps."""
     finite = np.isfinite(values)
     mean = values.copy()
@@ -320,7 +322,7 @@ def _mean(values: Floats) -> Floats:
     return mean
 
 
-def _thin(values: Floats, most: int) -> Any:
+def thin(values: Floats, most: int) -> Any:
     """Which of them are drawn: those of `thin_out`, and the first of each gap, as far as they fit."""
     finite = np.flatnonzero(np.isfinite(values))
     kept, _ = thin_out(finite.astype(np.float64), values[finite], most=most)
