@@ -17,7 +17,7 @@ import sys
 import typer
 
 from linnet.cli import app
-from linnet.errors import LinnetError, OutOfMemoryError, Stopped
+from linnet.errors import LinnetError, OutOfMemoryError, Stopped, is_out_of_memory
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def _fail(message: str, code: int) -> int:
 def _fail_on_machine(error: MemoryError | OSError | RuntimeError) -> int:
     """Memory and disk: what the machine refused, in one sentence. Anything else is a bug and keeps its traceback."""
     text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         advice = "set a smaller train.micro_batch_size or train.block_size, or take a smaller model"
         return _fail(
             f"The memory does not suffice ({text.splitlines()[0][:120] if text else 'malloc'}); {advice}.",

@@ -19,9 +19,13 @@ from typing import Any, Literal
 import torch
 
 from linnet import files, opening
-from linnet.device import choose_device
+from linnet.data.batches import Ahead
+from linnet.device import choose_device, keep_freed_memory
 from linnet.errors import UsageError
+from linnet.following import follow
+from linnet.generate.decoder import Decoder
 from linnet.generate.engine import Model
+from linnet.generate.products import Precision
 from linnet.mirror import Mirror, complete, restore
 from linnet.model.chat_template import read_template
 from linnet.model.loss import next_token_loss
@@ -36,10 +40,17 @@ from linnet.track.card import write_card
 from linnet.track.metrics import read_metrics
 from linnet.track.report import write_report
 from linnet.training import loop
+from linnet.training.several import join
 from linnet.training.stop import StopSignals
 
 Part = Mapping[str, Any]
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float32,
+    "int8": torch.float32,
+}
+"""What the weights are read into."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +111,20 @@ def train(
     request = opening.Request(recipe, parse_overrides(given) | parse_overrides(overrides))
     name = read_recipe_values(recipe)["name"]
     folder = RunFolder(Path("runs") / name if run == "auto" else Path(run))
+    keep_freed_memory()
     if only != "train":
         return _look_only(request, folder=folder, only=only)
 
-    stop = StopSignals()
-    with files.Lock(folder.lock):
+    with join() as ranks, contextlib.ExitStack() as held:
+        if ranks.rank:
+            follow(request, folder=folder, accept_changes=accept_changes, ranks=ranks)
+            return Run(folder.root)
+        held.enter_context(files.Lock(folder.lock))
+        stop = StopSignals(ranks)
         if mirror is not None:
             restore(folder.root, Path(mirror), recipe=name, say=print)
         checkpoint = opening.newest_checkpoint(folder, request=request, say=print)
+        ranks.told(str(checkpoint.path.absolute()) if checkpoint else "")
         if checkpoint is not None and opening.is_done(request, checkpoint):
             show_finished(folder, checkpoint)
             _redraw(folder)
@@ -120,25 +137,27 @@ def train(
             checkpoint=checkpoint,
             accept_changes=accept_changes,
             mirror=None if mirror is None else Mirror(folder.root, Path(mirror), say=print),
-            check_stop=stop.check,
+            stop=stop,
             say=print,
+            ranks=ranks,
         )
         show_plan(ready, goes_on=checkpoint is not None)
         ready.begin(checkpoint)
-        with stop, contextlib.closing(ready):
+        with stop, contextlib.closing(ready), contextlib.closing(Ahead(ready.batches)) as batches:
             loop.train(
                 ready.state,
                 config=ready.recipe.train,
                 plan=ready.plan,
-                batch=ready.batches,
+                batch=batches,
                 loss=next_token_loss,
                 looks=ready.looks(),
+                ranks=ranks,
             )
         show_end(ready)
     return Run(folder.root)
 
 
-def load(model: str | Path, *, precision: str = "fp32") -> Model:
+def load(model: str | Path, *, precision: str = "fp32", together: bool = False) -> Model:
     """A model that is ready to write: `load("runs/mine").generate("Once upon a time")`.
 
     One that was trained on turns brings its template: its prompts are turns. A chat template that Linnet did not
@@ -146,12 +165,18 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
 
     Args:
         model: a run, a model folder, or a name on the hub.
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16"; for writing only, "fp16" or "int8", weights of 16 or 8 bits.
+        together: several texts will be written at once.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}.")
     folder = resolve_model(model)
     network = load_model(folder).to(choose_device().value, PRECISIONS[precision])
+    decoder = Decoder(network, precision=precision, together=together)
+    if precision in ("fp16", "int8"):
+        network.to(
+            "meta"
+        )  # The decoder has its own weights; the network would keep two or four times as much.
     template, is_foreign = read_template(folder)
     if is_foreign:
         print(
@@ -162,9 +187,11 @@ def load(model: str | Path, *, precision: str = "fp32") -> Model:
     tokenizer = load_tokenizer(str(folder))
     run = RunFolder(folder.parent)
     if folder != run.model:
-        return Model(network, tokenizer, template=template)
+        return Model(network, tokenizer, decoder=decoder, template=template)
     reads = run.recipe_values().get("data", {}).get("reads", "start")
-    return Model(network, tokenizer, template=template, reads=reads, block_size=run.block_size())
+    return Model(
+        network, tokenizer, decoder=decoder, template=template, reads=reads, block_size=run.block_size()
+    )
 
 
 def _redraw(folder: RunFolder) -> None:
@@ -181,18 +208,23 @@ def _redraw(folder: RunFolder) -> None:
 
 def _look_only(request: opening.Request, *, folder: RunFolder, only: str) -> Run:
     """--dry-run and --profile: what a training would do; the run's folder is neither made nor changed."""
-    ready = opening.open_session(
-        request,
-        folder=folder,
-        checkpoint=None,
-        accept_changes=False,
-        mirror=None,
-        check_stop=lambda: None,
-        say=print,
-    )
-    show_plan(ready, goes_on=False)
-    if only == "dry-run":
-        show_first_batch(ready)
-    else:
-        show_profile(ready)
+    with join() as ranks:
+        if only == "profile" and ranks.world > 1:
+            raise UsageError("--profile looks at the steps of one process; leave out torchrun.")
+        ready = opening.open_session(
+            request,
+            folder=folder,
+            checkpoint=None,
+            accept_changes=False,
+            mirror=None,
+            stop=StopSignals(ranks),
+            say=print if ranks.rank == 0 else lambda line: None,
+            ranks=ranks,
+        )
+        if ranks.rank == 0:
+            show_plan(ready, goes_on=False)
+        if ranks.rank == 0 and only == "dry-run":
+            show_first_batch(ready)
+        elif only == "profile":
+            show_profile(ready)
     return Run(folder.root)

@@ -33,6 +33,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, such as train.steps=200."),
 ]
+WriterArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a model folder or a name on the hub.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to write, without the prompt.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that together have this share.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: make seen tokens less likely.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -90,6 +99,28 @@ def inspect(
     from linnet import inspection
 
     inspection.show(subject, overrides=overrides or [], html=html, as_json=as_json, rows=rows)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    *,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory to fit, such as 4GB; default: what is free here.")
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; with cuda and --memory for a card that is not here.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a training takes, before anything is downloaded or prepared: memory by item, disk, time.
+
+    And the settings that fit.
+    """
+    from linnet import planning
+
+    planning.show(recipe, overrides=overrides or [], memory=memory, device=device, as_json=as_json)
 
 
 @app.command()
@@ -193,25 +224,21 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run, a model folder or a name on the hub.")
-    ],
+    model: WriterArgument,
     prompt: Annotated[
         str, typer.Argument(help="What the model answers or continues; - reads it from stdin.")
     ] = "",
     *,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write, without the prompt.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")] = None,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that together have this share.")
-    ] = 0.95,
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
     min_p: Annotated[
         float, typer.Option(help="Draw from tokens with at least this share of the likeliest one's.")
     ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make seen tokens less likely.")] = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given again.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    seed: Seed = None,
     end_at_sentence: Annotated[
         bool, typer.Option("--end-at-sentence", help="Cut after the last whole sentence.")
     ] = False,
@@ -232,7 +259,7 @@ def generate(
     continue_sections: Annotated[
         bool, typer.Option("--continue-sections", help="Write an article that is longer than the window.")
     ] = False,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8 (weights of 8 bits).")] = "fp32",
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt, or write on from it; only the new text goes to stdout.
@@ -284,6 +311,112 @@ def generate(
         print(json.dumps(asdict(completion)))
     else:
         print(completion.text)
+
+
+@app.command()
+def chat(
+    model: WriterArgument,
+    *,
+    system: Annotated[str, typer.Option(help="How to behave; a turn before the conversation.")] = "",
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16, fp16 or int8; auto: the fastest that this machine has.")
+    ] = "auto",
+) -> None:
+    """Talk to a model in the terminal; /help lists the commands. From a pipe each line is a message.
+
+    Answers go to stdout, all else to stderr. A model that was not trained on turns writes on from what you type.
+    """
+    from linnet import api
+    from linnet.device import choose_writing_precision
+    from linnet.generate.chat import Conversation
+    from linnet.generate.sampling import SamplingOptions
+    from linnet.generate.terminal import note, talk
+
+    options: SamplingOptions = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": "random" if seed is None else seed,
+    }
+    choice = choose_writing_precision(precision)
+    conversation = Conversation(api.load(model, precision=choice.value), options, system=system)
+    if not conversation.has_turns:
+        note("This model was not trained on turns: it writes on from what you type.")
+    talk(
+        conversation,
+        greeting=f"{model} in {choice.value}: {choice.reason}. /help lists the commands, Ctrl-D leaves.",
+    )
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Runs, model folders or names on the hub.")
+    ],
+    *,
+    host: Annotated[
+        str, typer.Option(help="Where it listens; 0.0.0.0 is the whole network and wants a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY", envvar="LINNET_API_KEY", help="Only who has it may ask.", show_default=False
+        ),
+    ] = "",
+    runs: Annotated[Path | None, typer.Option(metavar="DIR", help="Show the runs of this folder.")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="auto, fp32, bf16, fp16 or int8; auto: the quickest that this machine really has."),
+    ] = "auto",
+    queue: Annotated[int, typer.Option(help="Texts that may wait; who comes then is sent away.")] = 256,
+    together: Annotated[int, typer.Option(help="Texts that are written at once.")] = 32,
+    idle_minutes: Annotated[
+        float, typer.Option(help="A model that nobody asks for so long gives its memory back.")
+    ] = 15.0,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name of this server; may be given again."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A page elsewhere that may ask; may be given again."),
+    ] = None,
+) -> None:
+    """Serve models: OpenAI's API, a page to talk to them, a live view of runs.
+
+    Models are loaded when somebody asks for them. Ctrl-C and SIGTERM let answers end first.
+    """
+    from linnet.serve.settings import Settings
+
+    settings = Settings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        runs=runs,
+        precision=precision,
+        queue=queue,
+        together=together,
+        idle_minutes=idle_minutes,
+        allow_hosts=allow_host or (),
+        allow_origins=allow_origin or (),
+    )
+    from linnet import api
+    from linnet.serve import server
+
+    server.serve(
+        models,
+        settings,
+        load=lambda folder, precision: api.load(folder, precision=precision, together=True),
+    )
 
 
 @app.command()

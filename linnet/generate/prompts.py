@@ -22,6 +22,7 @@ class WritingOptions(SamplingOptions, total=False):
     messages: Sequence[Mapping[str, Any]]
     raw: bool
     continue_sections: bool
+    choice: int
 
 
 @dataclass(frozen=True)
