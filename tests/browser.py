@@ -1,4 +1,5 @@
-"""Chromium without a window and without a network, for pages: opens files, runs scripts in them, takes pictures.
+"""Chromium without a window and without a network, for pages: opens files and what a server on this machine shows, runs
+scripts in them, clicks and types, takes pictures.
 
 It is driven over a pipe with the DevTools protocol, which needs nothing that Python does not bring along.
 """
@@ -9,7 +10,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +24,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-    *("--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND"),
+    *("--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
 )
 
 
@@ -51,8 +53,8 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path: Path, *, width: int = 1200, dark: bool = False, phone: bool = False) -> None:
-        """Show a file; returns when its scripts have run."""
+    def open(self, page: Path | str, *, width: int = 1200, dark: bool = False, phone: bool = False) -> None:
+        """Show a file or a URL; returns when its scripts have run."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -65,7 +67,24 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.requests.clear()
         self.complaints.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self._go("Page.navigate", url=page.absolute().as_uri() if isinstance(page, Path) else page)
+
+    def open_anew(self, url: str, *, kept: Mapping[str, str], **screen: Any) -> None:
+        """As `open`, in a tab that has kept nothing but `kept` in its sessionStorage."""
+        entries = json.dumps(dict(kept))
+        script = f"sessionStorage.clear(); localStorage.clear(); Object.assign(sessionStorage, {entries});"
+        added = self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        self.open(url, **screen)
+        self.call("Page.removeScriptToEvaluateOnNewDocument", **added)
+
+    def reload(self) -> None:
+        """Show the page once more, as its reader does."""
+        self._go("Page.reload")
+
+    def _go(self, method: str, **parameters: Any) -> None:
+        answer = self.call(method, **parameters)
+        if method == "Page.navigate" and "loaderId" not in answer:
+            return  # Only another #place of the same page.
         while (message := self._read()).get("method") != "Page.loadEventFired":
             self._note(message)
 
@@ -74,6 +93,42 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
+
+    def wait(self, condition: str, *, seconds: float = 20) -> None:
+        """Until an expression is true."""
+        until = time.monotonic() + seconds
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < until, f"after {seconds} s still not: {condition}"
+            time.sleep(0.02)
+
+    def click(self, selector: str) -> None:
+        """With the mouse, in the middle of the first element that can be seen; it must not be covered."""
+        script = (
+            f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
+            "element.scrollIntoView({block: 'nearest'}); const box = element.getBoundingClientRect();"
+            "const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];"
+            "const top = document.elementFromPoint(x, y);"
+            "return {x, y, hit: element === top || element.contains(top)} })()"
+        )
+        place = self.run(script)
+        assert place.pop("hit"), f"{selector} is covered or not to be seen"
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, *, shift: bool = False, ctrl: bool = False) -> None:
+        """One key, down and up."""
+        code = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40, "Tab": 9, "/": 191}[key]
+        modifiers = (8 if shift else 0) | (2 if ctrl else 0)
+        written = {"Enter": "\r", "/": "/"}.get(key)
+        event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        if written and not ctrl:
+            event["text"] = written
+        self.call("Input.dispatchKeyEvent", type="keyDown" if "text" in event else "rawKeyDown", **event)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def picture(self, path: Path) -> None:
         """The whole page as PNG."""

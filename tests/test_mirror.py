@@ -107,12 +107,17 @@ def test_the_mirror_is_a_run_folder(warm: Warm, folder: Path, whole: Result) -> 
     assert "mirror" not in run(warm, folder).lower(), "nothing is said where nothing is wrong"
     home, there = files_of(folder / "run"), files_of(folder / "drive/run")
     assert result_of(folder / "run") == whole
-    own = {name for name in there if "/run/" in name or name == "model/manifest.json"}
+    assert steps(folder / "run") == [25, 30]
+    kept = steps(folder / "drive/run")
+    assert len(kept) == 2
+    assert kept[1] == 30
+    # On a busy machine it passes over a checkpoint that was followed by another while it copied an older one.
+    older = f"checkpoints/step-{kept[0]:08d}/" if kept[0] < 25 else "none"
+    own = {n for n in there if "/run/" in n or n == "model/manifest.json" or n.startswith(older)}
     assert there.keys() - own <= home.keys()
     assert all(there[name] == home[name] for name in there.keys() - own)
     needed = {"recipe.toml", "environment.json", "metrics.jsonl", "samples.jsonl", "model/model.safetensors"}
     assert needed <= there.keys()
-    assert steps(folder / "drive/run") == steps(folder / "run") == [25, 30]
     model = linnet.load(folder / "drive/run")
     assert model.generate("the bird", max_new_tokens=3, temperature=0)
 
@@ -321,6 +326,7 @@ def test_a_real_small_disk(folder: Path, whole: Result) -> None:
     """80 kB do not take a checkpoint, 2 MB all but the report (5 MB), 20 MB everything."""
     train = shlex.join([sys.executable, "-m", "linnet", *MIRRORED])
     script = f"""
+        export OMP_NUM_THREADS=1  # as `whole`: LayerNorm's slopes are summed by thread, so their last bits depend on it
         mount -t tmpfs -o size=80k none drive; {train} 2> said-1
         mount -o remount,size=2m none drive; {train} > said-2
         cp -r drive/run copy

@@ -7,15 +7,22 @@ the fork of a process that has done one.)
 
 How: `with Warm() as warm: child = warm.start("train", "scratch", ..., folder=tmp_path); child.wait()`.
 `faults` says where the child gets a signal: `{"point": "forward", "count": 7, "signals": [15]}` at the 7th
-forward pass; the points are in `install`. One is finer: `{"point": "operation", "save": 2, "count": 9}` is the
+forward pass; the points are in `install`. `{"does": "nan"}` makes the loss there not finite, `{"does": "memory"}`
+raises what torch raises when memory runs out. One is finer: `{"point": "operation", "save": 2, "count": 9}` is the
 9th change of the disk inside the second `save_checkpoint`; a write is torn there, its first half is done.
-`{"file_size": 1000}` lets no file grow beyond 1,000 bytes; `{"environ": {...}}` is for processes that it starts.
+`{"file_size": 1000}` lets no file grow beyond 1,000 bytes; `{"more_memory": 1000}` lets the process take 1,000 bytes
+of memory more than it has; `{"environ": {...}}` is for processes that it starts, and for `start_ranks`: several
+children as torchrun would start them, but with nobody who watches over them. `{"bucket_bytes": 1000}` lets these add up
+their gradients in smaller parts.
 """
 
+import importlib
 import json
+import math
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,11 +56,14 @@ class Child:
 
 
 class Warm:
-    """The process that forks. A context manager."""
+    """The process that forks. A context manager. `imports`: modules that it imports for its forks, beside the usual."""
+
+    def __init__(self, *imports: str) -> None:
+        self._imports = imports
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm"],
+            [sys.executable, "-m", "tests.warm", *self._imports],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -83,6 +93,20 @@ class Warm:
         question = {"argv": argv, "folder": str(folder), "out": str(out), "faults": faults or {}}
         return Child(self, self.ask(question), out)
 
+    def start_ranks(
+        self, world: int, *argv: str, folder: Path, faults: dict[int, dict[str, Any]] | None = None
+    ) -> list[Child]:
+        """Start `linnet ARGV` in `world` processes that find each other; `faults` by rank."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        environ = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        children = []
+        for rank in range(world):
+            own = environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+            fault = (faults or {}).get(rank, {}) | {"environ": own}
+            children.append(self.start(*argv, folder=folder, faults=fault))
+        return children
+
     def run(self, *argv: str, folder: Path, faults: dict[str, Any] | None = None) -> tuple[int, str]:
         """Start, wait; returns exit code and output."""
         child = self.start(*argv, folder=folder, faults=faults)
@@ -99,6 +123,8 @@ def serve() -> None:
 
     import linnet.api  # noqa: F401  (imported here once, for all forks)
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         question = json.loads(line)
@@ -140,20 +166,31 @@ def child(question: dict[str, Any]) -> int:
 def install(
     *,
     point: str = "",
-    count: int = 0,
+    count: int | list[int] = 0,
     save: int = 1,
     signals: tuple[int, ...] = (signal.SIGKILL,),
     file_size: int = 0,
+    more_memory: int = 0,
     environ: dict[str, str] | None = None,
+    does: str = "signal",
+    bucket_bytes: int = 0,
 ) -> None:
-    """Make this process send `signals` to itself at the `count`-th passing of `point`."""
+    """Make this process send `signals` to itself at the `count`-th passing of `point`; `does` has other things."""
     os.environ.update(environ or {})
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    from linnet import api, opening, session
-    from linnet.generate.engine import Model, Writing
-    from linnet.training import optim
+    if more_memory:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + more_memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    import torch
 
+    from linnet import api, following, session, setup
+    from linnet.generate.engine import Model
+    from linnet.generate.writing import Writing
+    from linnet.training import optim, several
+
+    several.BUCKET_BYTES = bucket_bytes or several.BUCKET_BYTES
     passed = 0
 
     def strike() -> None:
@@ -164,14 +201,21 @@ def install(
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal passed
             passed += 1
-            if passed == count:
+            struck = passed in ([count] if isinstance(count, int) else count)
+            if struck and does == "memory":
+                raise torch.OutOfMemoryError("out of memory, says the test")
+            if struck and does == "nan":
+                return work(*arguments, **named) * math.nan
+            if struck:
                 strike()
             return work(*arguments, **named)
 
         return call
 
     places: dict[str, tuple[Any, str]] = {
-        "forward": (api, "next_token_loss"),
+        "forward": (following if int(os.environ.get("RANK", "0")) else api, "next_token_loss"),
+        "sum": (torch.distributed, "all_reduce"),
+        "shares": (several, "whole"),
         "evaluate": (session, "next_token_loss"),
         "sample": (Model, "generate"),
         "answer": (Writing, "complete"),
@@ -179,16 +223,17 @@ def install(
         "model": (session, "save_model"),
     }
     if point == "operation":
+        assert isinstance(count, int)
         strike_in_save(strike, save=save, count=count)
     elif point == "step":
-        make = opening.make_optimizer
+        make = setup.make_optimizer
 
         def wrapped(*arguments: Any, **named: Any) -> optim.Optimizer:
             optimizer = make(*arguments, **named)
             optimizer.step = around(optimizer.step)  # type: ignore[method-assign]
             return optimizer
 
-        opening.make_optimizer = wrapped
+        setup.make_optimizer = wrapped
     elif point:
         module, name = places[point]
         setattr(module, name, around(getattr(module, name)))

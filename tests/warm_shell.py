@@ -26,7 +26,8 @@ socket.send_fds(server, [b"."], [0, 1, 2])
 server.sendall(json.dumps([{name!r}, *sys.argv[1:]]).encode() + b"\\n" + os.getcwd().encode() + b"\\n")
 answer = server.makefile()
 child = int(answer.readline())
-signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGINT))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(child, number))
 sys.exit(int(answer.readline() or 99))
 """
 

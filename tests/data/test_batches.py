@@ -90,7 +90,6 @@ def test_an_epoch_has_each_pair_at_most_once_and_epochs_differ(
 def check(store: Store, batch: Batch) -> None:
     """What holds for every batch: pairs follow the text, positions and segments follow the examples."""
     size = batch.ids.shape[1]
-    segments = batch.segments()
     examples = np.asarray(store.examples)
     texts = {tuple(store.tokens[a:b].tolist()) for a, b in pairwise(examples)}
     assert batch.ids.dtype == batch.targets.dtype == batch.positions.dtype == torch.int64
@@ -99,21 +98,16 @@ def check(store: Store, batch: Batch) -> None:
         ids, targets = batch.ids[number].tolist(), batch.targets[number].tolist()
         used, at = sum(lengths), 0
         assert 0 < used <= size
-        for place, length in enumerate(lengths):
+        for length in lengths:
             piece = (*ids[at : at + length], targets[at + length - 1])
             assert ids[at + 1 : at + length] == targets[at : at + length - 1]
             assert any(contains(whole, piece) for whole in texts)  # inside one example: nothing leaks
             assert batch.positions[number, at : at + length].tolist() == list(range(length))
-            if segments is not None:
-                assert segments[number, at : at + length].tolist() == [place] * length
             at += length
         assert not batch.learn[number, used:].any()
         assert batch.ids[number, used:].tolist() == [0] * (size - used)
         assert int(batch.positions[number].max()) < size
-        if segments is not None:
-            assert segments[number, used:].tolist() == [len(lengths)] * (size - used)
-        else:
-            assert len(lengths) == 1
+        assert batch.segments() is batch.lengths or len(lengths) == 1
 
 
 def contains(whole: tuple[int, ...], piece: tuple[int, ...]) -> bool:

@@ -184,6 +184,7 @@ def test_training_rows_that_are_equal_to_held_out_rows_are_dropped(tmp_path: Pat
     ("validation", "words"),
     [
         ("missing.txt", r"There is no missing.txt .*; check the path in data.validation\."),
+        ("~nobody-here/x.txt", r"There is no ~nobody-here/x.txt .*; check the path in data.validation\."),
         ("10%", r"data.validation=10% is no file; .* data.validation=0.1\."),
         (" 2.5 %", r"data.validation=0.025\."),
         ("0,2", r"data.validation=0.2\."),

@@ -252,6 +252,7 @@ def no_tokenizer(folder: Path) -> str:
         (("runs/bpe", "--format", "text"), 2, "--data"),
         (("runs/bpe", "--data", "other.txt", "--format", "poems"), 2, "poems"),
         (("runs/bpe", "--precision", "fp8"), 2, "fp8"),
+        (("runs/bpe", "--precision", "int8"), 2, "'int8', but must be fp32 or bf16"),
         (("runs/bpe", "--metric", "bleu"), 2, "bleu"),
         (("runs/bpe", "--metric", "rouge"), 1, "no questions"),
         (("runs/math", "--metric", "rouge", "--generate", "0"), 2, "--generate"),

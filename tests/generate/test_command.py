@@ -104,10 +104,8 @@ def test_an_article_goes_on_in_the_rows_of_its_training(tmp_path: Path) -> None:
     assert model.network.config.n_positions == 256
     shift(model.network, model.tokenizer.end_of_text, by=-100.0)
     writing = model.start("On linnets.", continue_sections=True, max_new_tokens=300, seed=1)
-    row = writing._row()
-    for token in writing.draw_tokens():
-        row.append(token)
-        assert len(row.ids) <= 96
+    for _ in writing.pieces():
+        assert len(writing.row.ids) <= 96
     assert len(writing.tokens) == 300
     # Without the run's papers, and for a prompt that does not go on, it is the model's own window.
     (tmp_path / "run" / "environment.json").write_text("{}")

@@ -9,8 +9,9 @@ import torch
 from linnet.config import DataConfig
 from linnet.data.formats import make_row_format
 from linnet.data.windows import Encoder
-from linnet.generate.engine import Model, Writing
+from linnet.generate.engine import Model
 from linnet.generate.rows import ArticleRow, MovingRow, window_start
+from linnet.generate.writing import Writing
 from linnet.tokenizer import Tokenizer, load_tokenizer
 from linnet.turns.layout import Layout, headings
 from linnet.turns.template import ANSWERER, PAPERS, Turn

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from transformers.generation import logits_process as oracle
@@ -10,10 +11,12 @@ from transformers.generation import logits_process as oracle
 from linnet.errors import UsageError
 from linnet.generate.sampling import (
     Sampling,
+    candidates,
     draw,
+    likeliest,
     next_token,
     penalize_repetition,
-    probabilities,
+    shift_scores,
     uniform,
 )
 
@@ -45,9 +48,11 @@ def theirs(logits, *, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, repetit
 
 def ours(logits, *, ids=NOTHING, **options):
     sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0} | options)
-    return probabilities(
-        penalize_repetition(logits, ids, penalty=sampling.repetition_penalty), sampling=sampling
-    )
+    penalized = penalize_repetition(logits, ids, penalty=sampling.repetition_penalty)
+    chosen, chances = candidates(penalized, sampling=sampling)
+    result = torch.zeros(len(logits), dtype=torch.float64)
+    result[chosen] = torch.from_numpy(chances)
+    return result
 
 
 FILTERS = [
@@ -117,7 +122,7 @@ def test_a_repeated_token_is_penalized_once():
 
 
 def test_the_draw_follows_the_probabilities():
-    chances = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0], dtype=torch.float64)
+    chances = np.array([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
     n = 20_000
     counts = Counter(draw(chances, uniform(7, number)) for number in range(n))
     assert set(counts) == {1, 3, 4}
@@ -129,8 +134,7 @@ def test_the_draw_follows_the_probabilities():
 @pytest.mark.parametrize("point", [0.0, 1e-17, 0.5, 1 - 2**-53])
 def test_the_draw_never_takes_what_is_filtered_out(point):
     for chances in ([0, 1, 0], [0, 0.5, 0, 0.5, 0], [1 / 3, 1 / 3, 1 / 3, 0], [0.1] * 10 + [0]):
-        tensor = torch.tensor(chances, dtype=torch.float64)
-        assert tensor[draw(tensor, point)] > 0
+        assert chances[draw(np.array(chances), point)] > 0
 
 
 def test_points_are_uniform_and_depend_on_seed_and_number_alone():
@@ -187,6 +191,12 @@ WRONG = [
     ("stop", [1]),
     ("stop", None),
     ("end_at_sentence", "yes"),
+    ("presence_penalty", 2.1),
+    ("presence_penalty", math.nan),
+    ("frequency_penalty", -2.5),
+    ("frequency_penalty", "much"),
+    ("logit_bias", {3: 101}),
+    ("logit_bias", {3: None}),
 ]
 
 
@@ -204,3 +214,30 @@ def test_a_single_stop_text_may_come_alone():
 def test_random_seeds_differ():
     assert Sampling().drawn_seed() != Sampling().drawn_seed()
     assert Sampling(seed=4).drawn_seed() == 4
+
+
+def test_presence_and_frequency_penalty_and_bias_are_those_of_openai():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence + bias[j], c[j] times that j was written."""
+    logits = scores(size=10)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={2: 3.0, 9: -100})
+    expected = logits.clone()
+    expected[7] -= 0.5 + 3 * 0.25
+    expected[2] += 3.0 - 0.5 - 0.25
+    expected[9] -= 100
+    torch.testing.assert_close(shift_scores(logits, [7, 2, 7, 7], sampling=sampling), expected)
+    assert shift_scores(logits, [7, 2], sampling=Sampling()) is logits
+
+
+def test_likeliest_is_the_log_softmax():
+    logits = scores(size=10)
+    found = likeliest(logits, 4, count=3)
+    wanted = logits.double().log_softmax(0)
+    assert found.logprob == pytest.approx(wanted[4].item(), abs=1e-12)
+    assert [token for token, _ in found.top] == wanted.argsort(descending=True)[:3].tolist()
+    assert likeliest(logits, 4, count=0).top == []
+
+
+def test_scores_that_are_no_numbers_still_give_a_token():
+    for wrong in (math.nan, math.inf):
+        chosen = next_token(torch.full((10,), wrong), NOTHING, sampling=Sampling(), seed=1, number=0)
+        assert 0 <= chosen < 10

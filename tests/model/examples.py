@@ -51,13 +51,11 @@ class Rows:
     positions: Tensor
     lengths: list[list[int]]
 
-    def segments(self) -> Tensor | None:
-        if all(len(row) == 1 for row in self.lengths):
-            return None
-        rows = [torch.tensor([i for i, n in enumerate(row) for _ in range(n)]) for row in self.lengths]
-        return torch.stack(
-            [torch.nn.functional.pad(r, (0, self.ids.shape[1] - len(r)), value=99) for r in rows]
-        )
+    def segments(self) -> list[list[int]] | None:
+        return None if all(len(row) == 1 for row in self.lengths) else self.lengths
+
+    def learned(self) -> Tensor | None:
+        return self.learn.flatten().nonzero().squeeze(1)
 
     def rows(self, start: int, stop: int) -> "Rows":
         parts = (tensor[start:stop] for tensor in (self.ids, self.targets, self.learn, self.positions))

@@ -76,10 +76,8 @@ def test_examples_packed_in_a_row_do_not_see_each_other(device: str):
         pytest.skip("there is no CUDA card")
     model = tiny().to(device)
     batch = packed([[5, 9, 10], [24], [1, 1, 20]], size=24)
-    segments = batch.segments()
-    assert segments is not None
     ids, positions = batch.ids.to(device), batch.positions.to(device)
-    hidden = model(ids, positions, segments.to(device))
+    hidden = model(ids, positions, batch.segments())
     for row, lengths in enumerate(batch.lengths):
         start = 0
         for length in lengths:

@@ -30,7 +30,7 @@ BATCHES = {"packed": [[5, 9, 8], [24], [3, 20]], "text": [[24], [24], [24]]}
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("per_chunk", [1, 7, 64, 10_000])
 def test_loss_and_gradients_equal_those_of_whole_logits(lengths, per_chunk, monkeypatch):
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", per_chunk * 300)
+    monkeypatch.setitem(module.LOGITS_PER_CHUNK, "cpu", per_chunk * 300)
     model, batch = tiny(), packed(lengths, size=24)
     ours, plain = next_token_loss(model, batch), plain_loss(model, batch)
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
@@ -40,7 +40,7 @@ def test_loss_and_gradients_equal_those_of_whole_logits(lengths, per_chunk, monk
 
 
 def test_gradients_pass_torchs_own_check(monkeypatch):
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 2 * 5)
+    monkeypatch.setitem(module.LOGITS_PER_CHUNK, "cpu", 2 * 5)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(5, 4, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -75,7 +75,7 @@ class Largest(TorchDispatchMode):
 
 def test_all_logits_are_never_built(monkeypatch):
     vocab_size, length = 5000, 128
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 10 * vocab_size)
+    monkeypatch.setitem(module.LOGITS_PER_CHUNK, "cpu", 10 * vocab_size)
     model = GPT2(GPT2Config(vocab_size, length, 16, 1, 2))
     batch = packed([[length]] * 4, size=length, vocab_size=vocab_size)
     with Largest() as ours:

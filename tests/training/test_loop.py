@@ -59,6 +59,7 @@ class Notes:
             save=lambda state, best: self.saves.append((state.step, best)),
             say=self.said.append,
             check_stop=lambda: self.check_stop(),
+            name_rows=lambda step, rows: f"rows {rows} of step {step}" if rows else "",
         )
 
 
@@ -196,9 +197,8 @@ def test_a_step_without_finite_gradient_is_skipped_as_if_it_had_not_run() -> Non
 
     def remember() -> None:
         if state.step == 2:
-            before.update(
-                {k: v.clone() for k, v in state.model.state_dict().items()} | state.optimizer.state()
-            )
+            tensors = state.model.state_dict() | state.optimizer.state()
+            before.update({name: value.clone() for name, value in tensors.items()})
 
     notes = Notes(check_stop=remember)
     run(state, notes, plan=new_plan(steps=3), loss=loss)

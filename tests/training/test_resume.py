@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from linnet.recipe import RECIPES
+from linnet.run import FIXED
 from tests.warm import Warm
 
 STEPS, SAVE_EVERY, EVAL_EVERY, MICRO_BATCHES = 30, 5, 10, 2
@@ -370,7 +371,7 @@ def test_one_changed_byte_of_the_recipe_is_refused(warm: Warm, folder: Path) -> 
     shutil.copy(RECIPES / "scratch.toml", folder / "mine.toml")
     argv = ("train", "mine.toml", *TRAIN[2:])
     stop_at_step_7(warm, folder, argv)
-    flip_letter(folder / "mine.toml", b"learning_rate = 2e-3", b"learning_rate = 3e-3")
+    flip_letter(folder / "mine.toml", b"learning_rate = 3e-3", b"learning_rate = 4e-3")
     check_refused(warm, folder, "train.learning_rate", argv)
 
 
@@ -389,7 +390,9 @@ def test_a_changed_key_is_refused(warm: Warm, folder: Path, key: str, field: str
     before = stop_at_step_7(warm, folder)
     code, output = warm.run(*TRAIN, key, folder=folder)
     assert code == 1, output
-    assert output.splitlines()[-1].startswith(f"linnet: {field} was ")
+    said = output.splitlines()[-1]
+    assert said.startswith(f"linnet: {field} was ")
+    assert ("--accept-changes" in said) == (field not in FIXED)  # It is not advised where it cannot help.
     assert files_of(folder / "run") == before
 
 
@@ -398,10 +401,12 @@ def test_what_may_change_does_not_change_the_result(warm: Warm, folder: Path, wh
     stop_at_step_7(warm, folder)
     os.utime(folder / "text.txt", (1, 1))
     shutil.rmtree(folder / "store")
-    code, output = warm.run(*TRAIN, "train.save_every=3", "train.log_every=4", folder=folder)
+    keys = {"train.save_every": 3, "train.log_every": 4, "train.keep": 1}
+    code, output = warm.run(*TRAIN, *(f"{key}={value}" for key, value in keys.items()), folder=folder)
     assert code == 0, output
     assert result_of(folder / "run").tensors == whole.result.tensors
-    assert {change["key"] for change in changes_of(folder)[1]} == {"train.save_every", "train.log_every"}
+    assert {change["key"] for change in changes_of(folder)[1]} == keys.keys()
+    assert len(saved_steps(folder)) <= 2  # The newest and the best.
 
 
 def test_a_longer_run_goes_on_and_records_it(warm: Warm, folder: Path, whole: Whole) -> None:
