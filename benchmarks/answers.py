@@ -53,6 +53,7 @@ def make_setup(args: argparse.Namespace, work: Path) -> Any:
     from peers import Setup
 
     from linnet.data.batches import Batches
+    from linnet.device import this_machine
     from linnet.model.pretrained import read_config
     from linnet.preparing import prepare_store
     from linnet.recipe import load_recipe
@@ -72,7 +73,8 @@ def make_setup(args: argparse.Namespace, work: Path) -> Any:
     )
     shape = read_config(args.model)
     store = prepare_store(recipe, tokenizer_from=args.model, n_positions=shape.n_positions)
-    plan = plan_run(recipe, store=store, model_config=shape, kept={})
+    machine = this_machine(recipe.train.precision)
+    plan = plan_run(recipe, store=store, model_config=shape, machine=machine, kept={})
     batches = Batches(store, block_size=plan.block_size, batch_size=plan.batch_size, seed=1)
     count = len(store.examples) - 1
     examples = max(1, round(count * plan.batch_size / batches.rows_per_epoch))

@@ -46,6 +46,10 @@ class Setup:
     steps: int | None
     config: dict[str, Any]
     """The recipe's train part."""
+    precision: str = "auto"
+    """Of the peers: "fp32", "bf16", or what is fastest on this machine."""
+    accumulate: int = 1
+    """Batches of a step, for the peers."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,12 @@ def train_linnet(setup: Setup, seed: int, folder: Path) -> Figures:
 
 def train_trainer(setup: Setup, seed: int, folder: Path) -> Figures:
     """transformers' Trainer: random batches, each padded to its longest example."""
-    return _train_padded(setup, seed, folder, collator=_answers_collator)
+    return make_trainer(setup, seed, folder).run(folder, setup)
 
 
 def train_grouped(setup: Setup, seed: int, folder: Path) -> Figures:
     """transformers' Trainer with examples of similar length in a batch."""
-    from transformers import TrainingArguments
-
-    is_new = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
-    grouped = {"train_sampling_strategy": "group_by_length"} if is_new else {"group_by_length": True}
-    return _train_padded(setup, seed, folder, collator=_answers_collator, arguments=grouped)
+    return make_grouped(setup, seed, folder).run(folder, setup)
 
 
 def train_by_id(setup: Setup, seed: int, folder: Path) -> Figures:
@@ -108,30 +108,13 @@ def train_by_id(setup: Setup, seed: int, folder: Path) -> Figures:
 
     So no end of an answer is ever learned. Questions are: this collator makes its labels from the ids.
     """
-    return _train_padded(setup, seed, folder, collator=_padding_by_id_collator, columns=("input_ids",))
+    trainer = make_trainer(setup, seed, folder, collator=_padding_by_id_collator, columns=("input_ids",))
+    return trainer.run(folder, setup)
 
 
 def train_trl(setup: Setup, seed: int, folder: Path) -> Figures:
-    """TRL's SFTTrainer with packing, into rows as long as ours.
-
-    Its rows hold ids, ours (input, target) pairs, one less for each example.
-    """
-    from trl import SFTConfig, SFTTrainer
-
-    arguments = SFTConfig(
-        **_arguments(setup, seed, folder, batch_size=setup.rows),
-        packing=True,
-        max_length=setup.block_size + 1,
-        gradient_checkpointing=False,  # TRL's default recomputes the forward pass: slower, less memory
-    )
-    trainer = _peer(SFTTrainer)(
-        model=_load(setup),
-        args=arguments,
-        train_dataset=_dataset(setup),
-        processing_class=_tokenizer(setup),
-        config=TrainConfig(**setup.config),
-    )
-    return trainer.run(folder, setup)
+    """TRL's SFTTrainer with packing."""
+    return make_trl(setup, seed, folder).run(folder, setup)
 
 
 TRAININGS: dict[str, Callable[[Setup, int, Path], Figures]] = {
@@ -167,6 +150,7 @@ def _peer(base: type) -> Any:
         def __init__(self, *, config: TrainConfig, **options: Any) -> None:
             self.ours = config
             self.counts: list[tuple[Any, int, Any]] = []  # real, computed and learned tokens of each forward
+            self.losses: list[Any] = []  # its part of the step's mean loss
             self.started = 0.0
             super().__init__(**options)
 
@@ -200,7 +184,9 @@ def _peer(base: type) -> Any:
             ids, mask = inputs["input_ids"], inputs.get("attention_mask")
             real = ids.numel() if mask is None else mask.sum()
             self.counts.append((real, ids.numel(), (inputs["labels"] != READ_ONLY).sum()))
-            return super().training_step(model, inputs, *rest, **options)
+            loss = super().training_step(model, inputs, *rest, **options)
+            self.losses.append(loss)
+            return loss
 
         def run(self, folder: Path, setup: Setup) -> Figures:
             self.train()
@@ -222,27 +208,58 @@ def _peer(base: type) -> Any:
     return Peer
 
 
-def _train_padded(
+def make_trainer(
     setup: Setup,
     seed: int,
     folder: Path,
     *,
-    collator: Callable[[Any], Any],
+    collator: Callable[[Any], Any] | None = None,
     arguments: dict[str, Any] | None = None,
     columns: tuple[str, ...] = ("input_ids", "labels"),
-) -> Figures:
+) -> Any:
+    """transformers' Trainer, ready to train."""
     from transformers import Trainer, TrainingArguments
 
-    trainer = _peer(Trainer)(
+    return _peer(Trainer)(
         model=_load(setup),
         args=TrainingArguments(
             **_arguments(setup, seed, folder, batch_size=setup.examples), **(arguments or {})
         ),
         train_dataset=_dataset(setup).select_columns(list(columns)),
-        data_collator=collator(_tokenizer(setup)),
+        data_collator=(collator or _answers_collator)(_tokenizer(setup)),
         config=TrainConfig(**setup.config),
     )
-    return trainer.run(folder, setup)
+
+
+def make_grouped(setup: Setup, seed: int, folder: Path) -> Any:
+    """transformers' Trainer that puts examples of similar length into a batch, ready to train."""
+    from transformers import TrainingArguments
+
+    is_new = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
+    grouped = {"train_sampling_strategy": "group_by_length"} if is_new else {"group_by_length": True}
+    return make_trainer(setup, seed, folder, arguments=grouped)
+
+
+def make_trl(setup: Setup, seed: int, folder: Path) -> Any:
+    """TRL's SFTTrainer with packing into rows as long as ours, ready to train.
+
+    Its rows hold ids, ours (input, target) pairs, one less for each example.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = SFTConfig(
+        **_arguments(setup, seed, folder, batch_size=setup.rows),
+        packing=True,
+        max_length=setup.block_size + 1,
+        gradient_checkpointing=False,  # TRL's default recomputes the forward pass: slower, less memory
+    )
+    return _peer(SFTTrainer)(
+        model=_load(setup),
+        args=arguments,
+        train_dataset=_dataset(setup),
+        processing_class=_tokenizer(setup),
+        config=TrainConfig(**setup.config),
+    )
 
 
 def _answers_collator(tokenizer: Any) -> Any:
@@ -262,10 +279,11 @@ def _arguments(setup: Setup, seed: int, folder: Path, *, batch_size: int) -> dic
     return {
         "output_dir": str(folder / "trainer"),
         "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": setup.accumulate,
         "num_train_epochs": setup.epochs,
         "max_steps": setup.steps or -1,
         "max_grad_norm": setup.config["grad_clip"] or math.inf,
-        "bf16": choose_precision("auto", device).value == "bf16",
+        "bf16": choose_precision(setup.precision, device).value == "bf16",
         "use_cpu": device == "cpu",
         "seed": seed,
         "save_strategy": "no",

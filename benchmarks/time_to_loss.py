@@ -13,7 +13,6 @@ How   python benchmarks/time_to_loss.py --nanogpt ~/nanoGPT [--rounds 3] [--json
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -24,9 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from nanogpt import load_nanogpt, mean_loss
 
 WINDOW = 64
 README_COMMAND = shlex.split(
@@ -56,46 +58,15 @@ def run(command: Sequence[str], *, cwd: Path, log: Path) -> tuple[float, float]:
     return wall, after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def mean_loss(logits: Callable, ids: Sequence[int]) -> float:
-    """Mean cross entropy of the characters after the first, in windows of WINDOW inputs (the last is shorter).
-
-    logits: [B, T] int64 -> [B, T, V].
-    """
-    import torch
-
-    tensor = torch.tensor(ids)
-    body = (len(ids) - 1) // WINDOW * WINDOW
-    inputs = [*tensor[:body].view(-1, WINDOW).split(128), tensor[None, body:-1]]
-    targets = [*tensor[1 : body + 1].view(-1, WINDOW).split(128), tensor[None, body + 1 :]]
-    total = 0.0
-    with torch.no_grad():
-        for x, y in zip(inputs, targets, strict=True):
-            if y.numel():
-                scores = logits(x).float().flatten(0, 1)
-                total += float(torch.nn.functional.cross_entropy(scores, y.flatten(), reduction="sum"))
-    return total / (len(ids) - 1)
-
-
 def nanogpt_round(checkout: Path, folder: Path, *, python: str, held_out: str) -> Outcome:
     """nanoGPT's command, and the loss of its checkpoint by its own model."""
-    import torch
-
     command = [python, *README_COMMAND, f"--out_dir={folder}"]
     wall, cpu = run(command, cwd=checkout, log=folder / "log.txt")
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    checkpoint = torch.load(folder / "ckpt.pt", map_location="cpu", weights_only=True)
-    model = module.GPT(module.GPTConfig(**checkpoint["model_args"]))
-    model.load_state_dict(checkpoint["model"])
-    model.eval()
+    model = load_nanogpt(checkout, torch.load(folder / "ckpt.pt", map_location="cpu", weights_only=True))
     meta = pickle.loads((checkout / "data/shakespeare_char/meta.pkl").read_bytes())
     ids = [meta["stoi"][character] for character in held_out]
     # Without targets its forward gives the scores of the last position only.
-    return Outcome(wall, cpu, mean_loss(lambda x: model(x, x)[0], ids))
+    return Outcome(wall, cpu, mean_loss(lambda x: model(x, x)[0], torch.tensor(ids), window=WINDOW))
 
 
 def linnet_round(text: Path, folder: Path, *, seed: int, overrides: Sequence[str], held_out: str) -> Outcome:
@@ -113,7 +84,7 @@ def linnet_round(text: Path, folder: Path, *, seed: int, overrides: Sequence[str
     pieces = held_out.splitlines(keepends=True)
     ids = [i for piece in tokenizer.encode_batch(pieces, add_special_tokens=False) for i in piece.ids]
     assert len(ids) == len(held_out), f"{len(ids)} ids for {len(held_out)} characters"
-    return Outcome(wall, cpu, mean_loss(lambda x: model(x).logits, ids))
+    return Outcome(wall, cpu, mean_loss(lambda x: model(x).logits, torch.tensor(ids), window=WINDOW))
 
 
 def prepare_nanogpt(checkout: Path, *, python: str, text: Path | None) -> Path:

@@ -1,0 +1,258 @@
+"""What a training takes in memory, beside what the plan says it will.
+
+What  For each configuration: bytes predicted by `linnet.training.memory`, bytes measured, their ratio. On a card also
+      the goals under 4 GB, with the settings that the plan chooses for so much.
+Why   "auto" and `linnet plan` decide by this arithmetic; it must be right within 10 %.
+How   python benchmarks/memory.py [--short] [--only NAME ...] [--json]
+
+      Each configuration is three steps of the real loop in a process of its own, with random weights and tokens.
+      On a CPU the peak of resident memory is counted over what the process held before its model; on a card the
+      allocator's peak.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {"vocab_size": 8192, "n_positions": 512, "n_layer": 6, "n_head": 6, "n_embd": 384},
+    "gpt2": {},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
+STEPS = 3
+CARD = 4_000_000_000  # Bytes of the small card of the goals, CUDA's context among them.
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training to be measured."""
+
+    name: str
+    shape: str
+    batch_size: int
+    block_size: int
+    train: dict[str, Any] = field(default_factory=dict)
+    """Keys of the recipe's train part."""
+    lora: dict[str, Any] = field(default_factory=dict)
+    is_goal: bool = False
+    """To fit a card of CARD bytes."""
+
+
+PLAIN: dict[str, Any] = {"activation_checkpointing": "off", "offload": "off"}
+THRIFTY: dict[str, Any] = {"activation_checkpointing": "on", "offload": "off"}
+RANK8: dict[str, Any] = {"rank": 8}
+INT8: dict[str, Any] = {"rank": 8, "base": "int8"}
+
+ON_CPU = [
+    Case("small", "small", 8, 512, PLAIN),
+    Case("small-checkpointing", "small", 8, 512, THRIFTY),
+    Case("small-fp32", "small", 8, 512, PLAIN | {"precision": "fp32"}),
+    Case("small-muon", "small", 16, 256, PLAIN | {"optimizer": "muon"}),
+    Case("gpt2", "gpt2", 4, 512, PLAIN),
+    Case("gpt2-checkpointing", "gpt2", 4, 512, THRIFTY),
+    Case("gpt2-1-of-4", "gpt2", 4, 512, PLAIN | {"micro_batch_size": 1}),
+    Case("gpt2-fp32", "gpt2", 2, 512, PLAIN | {"precision": "fp32"}),
+    Case("gpt2-lora", "gpt2", 4, 512, PLAIN, RANK8),
+    Case("gpt2-lora-int8", "gpt2", 4, 512, PLAIN, INT8),
+]
+SHORT = [case for case in ON_CPU if case.shape == "small"][:2]
+ON_CUDA = [
+    Case("gpt2", "gpt2", 8, 1024, PLAIN),
+    Case("gpt2-checkpointing", "gpt2", 8, 1024, THRIFTY),
+    Case("gpt2-2-of-8", "gpt2", 8, 1024, PLAIN | {"micro_batch_size": 2}),
+    Case("gpt2-fp32", "gpt2", 4, 1024, PLAIN | {"precision": "fp32"}),
+    Case("gpt2-fp16", "gpt2", 8, 1024, PLAIN | {"precision": "fp16"}),
+    Case("gpt2-offload", "gpt2", 8, 1024, PLAIN | {"offload": "on"}),
+    Case("gpt2-lora", "gpt2", 8, 1024, PLAIN, RANK8),
+    Case("gpt2-medium", "gpt2-medium", 8, 1024, PLAIN),
+]
+GOALS = [
+    Case("4GB-gpt2", "gpt2", 4, 1024, {"micro_batch_size": 4}, is_goal=True),
+    Case("4GB-gpt2-medium", "gpt2-medium", 1, 1024, is_goal=True),
+    Case("4GB-gpt2-large-lora", "gpt2-large", 1, 1024, lora=RANK8, is_goal=True),
+    Case("4GB-gpt2-xl-lora-int8", "gpt2-xl", 1, 512, lora=INT8, is_goal=True),
+]
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """In a process of its own: plan, build, three steps."""
+    import torch
+
+    from linnet.config import LoraConfig, ModelConfig, Recipe, TrainConfig
+    from linnet.data.batches import Batch
+    from linnet.device import Choice, Machine, keep_freed_memory, this_machine
+    from linnet.model.gpt2 import GPT2, GPT2Config
+    from linnet.model.lora import add_adapters
+    from linnet.model.loss import next_token_loss
+    from linnet.setup import PRODUCTS, build_state
+    from linnet.training import memory
+    from linnet.training.loop import Looks, train
+    from linnet.training.plan import make_plan, training_of
+
+    keep_freed_memory()
+    shape = GPT2Config(**SHAPES[case.shape])
+    recipe = Recipe(
+        train=TrainConfig(steps=STEPS, batch_size=case.batch_size, block_size=case.block_size, **case.train),
+        model=ModelConfig(lora=LoraConfig(**case.lora)),
+    )
+    machine = this_machine(recipe.train.precision)
+    if case.is_goal:
+        allowed = CARD - memory.PROCESS["cuda"]
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(allowed / total)
+        machine = Machine(machine.device, machine.precision, allowed)
+    plan = make_plan(
+        recipe.train,
+        block_size=Choice(case.block_size, ""),
+        count_rows=lambda size: 1000,
+        model=shape,
+        lora=recipe.model.lora,
+        machine=machine,
+        kept={},
+    )
+    baseline = resident("VmRSS")
+    model = GPT2(shape, seed=1)
+    if case.lora:
+        lora = recipe.model.lora
+        dtype = PRODUCTS[plan.precision]
+        add_adapters(
+            model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, base=lora.base, dtype=dtype
+        )
+    if plan.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def batch(step: int) -> Batch:
+        generator, size = torch.Generator().manual_seed(step), (case.batch_size, case.block_size)
+        ids = torch.randint(0, shape.vocab_size, (size[0], size[1] + 1), generator=generator)
+        return Batch(
+            ids=ids[:, :-1],
+            targets=ids[:, 1:],
+            learn=torch.ones(size, dtype=torch.bool),
+            positions=torch.arange(size[1]).expand(size),
+            lengths=[[size[1]]] * size[0],
+            weight=float(ids[:, 1:].numel()),
+            tokens=ids[:, 1:].numel(),
+        )
+
+    seconds: list[float] = []
+    said: list[str] = []
+    looks = Looks(
+        evaluate=lambda: None,
+        sample=lambda step: None,
+        log=lambda row: seconds.append(row["time_s"]),
+        save=lambda state, is_best: None,
+        say=said.append,
+        check_stop=lambda: None,
+        name_rows=lambda step, rows: "",
+    )
+    state = build_state(model, recipe=recipe, plan=plan)
+    train(state, config=recipe.train, plan=plan, batch=batch, loss=next_token_loss, looks=looks)
+    training = training_of(plan, model=shape, optimizer=recipe.train.optimizer, lora=recipe.model.lora)
+    on_card = plan.device == "cuda"
+    return {
+        "predicted": memory.needed(training),
+        "measured": torch.cuda.max_memory_allocated() if on_card else resident("VmHWM") - baseline,
+        "items": memory.peak(training),
+        "reserved": torch.cuda.max_memory_reserved() if on_card else 0,
+        "rows": plan.micro_batch_size,
+        "checkpointing": plan.activation_checkpointing,
+        "offload": plan.offload,
+        "precision": plan.precision,
+        "step_s": (seconds[-1] - seconds[0]) / (len(seconds) - 1),
+        "said": said,
+    }
+
+
+def resident(kind: str) -> int:
+    """VmRSS or VmHWM (its peak) of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(kind):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this benchmark reads /proc, which only Linux has")
+
+
+def run(case: Case) -> dict[str, Any]:
+    """`measure` in a child; what it died of is an error of this case alone."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", json.dumps(asdict(case))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(case: Case, found: dict[str, Any]) -> None:
+    if "error" in found:
+        line = f"{case.name:24} failed: {found['error']}"
+    else:
+        predicted, measured = found["predicted"], found["measured"]
+        settings = f"{found['rows']} x {case.block_size} at once, {found['precision']}"
+        settings += ", checkpointing" if found["checkpointing"] == "on" else ""
+        settings += ", offload" if found["offload"] == "on" else ""
+        goal = f"; fits 4 GB with {CARD / 1e9 - measured / 1e9:.2f} GB left for CUDA" if case.is_goal else ""
+        line = f"{case.name:24} {predicted / 1e6:9,.0f} {measured / 1e6:9,.0f} {predicted / measured:6.3f}"
+        line += f"  {settings}{goal}"
+        line += "".join(f"\n{'':25}{said}" for said in found["said"])
+    print(line, file=sys.stderr, flush=True)
+
+
+def rows_of(case: Case, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The house's form; each case is run once: the same shapes take the same memory."""
+    values = {
+        "predicted": ("MB", found["predicted"] / 1e6),
+        "measured": ("MB", found["measured"] / 1e6),
+        "ratio": ("predicted / measured", found["predicted"] / found["measured"]),
+    }
+    return [
+        {"name": f"linnet-{case.name}-{what}", "unit": unit, "min": value, "median": value, "max": value}
+        for what, (unit, value) in values.items()
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="two small configurations")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Case(**json.loads(arguments.measure)))))
+        return 0
+    import torch
+
+    cases = ON_CUDA + GOALS if torch.cuda.is_available() else SHORT if arguments.short else ON_CPU
+    unknown = set(arguments.only) - {case.name for case in cases}
+    if unknown:
+        parser.error(
+            f"no configuration {', '.join(sorted(unknown))}; there is: {', '.join(c.name for c in cases)}"
+        )
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads", file=sys.stderr)
+    print(f"{'':24} {'predicted':>9} {'measured':>9} {'ratio':>6}  MB", file=sys.stderr)
+    rows, failed = [], 0
+    for case in cases:
+        if arguments.only and case.name not in arguments.only:
+            continue
+        found = run(case)
+        show(case, found)
+        failed += "error" in found
+        rows += [] if "error" in found else rows_of(case, found)
+    if arguments.json:
+        print(json.dumps(rows))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
