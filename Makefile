@@ -42,9 +42,17 @@ format: .venv/check.done ## let ruff put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/test.done ## compare with nanoGPT: make bench NANOGPT=/path/to/nanoGPT
-	@test -n "$(NANOGPT)" || { echo "make bench needs a clone of nanoGPT: make bench NANOGPT=/path/to/nanoGPT" >&2; exit 2; }
-	$(BIN)/python benchmarks/time_to_loss.py --nanogpt $(NANOGPT) $(ARGS)
+# Small models and few rounds, without torch.compile; docs/benchmarks.md has the long forms, whose figures count.
+PEER = $(if $(NANOGPT),--nanogpt $(NANOGPT))
+NOVELS := $(wildcard ../shared/data/text/novels)
+TEXT ?= $(if $(NOVELS),$(NOVELS),LOG.md)
+SHORT := transformers-fp32 transformers-bf16 nanogpt-fp32 nanogpt-bf16 linnet linnet-fp32
+bench: .venv/test.done ## the comparisons with others in a short form; with nanoGPT: make bench NANOGPT=/path/to/nanoGPT
+	$(BIN)/python benchmarks/train_throughput.py --model small --block-size 256 --rounds 3 --only $(SHORT) $(PEER)
+	$(BIN)/python benchmarks/finetune_rows.py --model small --rounds 3 --steps 4
+	$(BIN)/python benchmarks/memory.py --short
+	$(BIN)/python benchmarks/serve.py --short
+	$(BIN)/python benchmarks/loss_vs_time.py --text $(TEXT) --budget 3 $(PEER)
 
 docs: .venv/demo.done ## write anew what the pages take from the code: keys, help texts
 	$(BIN)/python docs/make.py
