@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +29,7 @@ from linnet.generate.engine import Model
 from linnet.mirror import Mirror
 from linnet.model.adapter import save_adapter
 from linnet.model.gpt2 import GPT2
-from linnet.model.lora import merge_into
+from linnet.model.lora import merged
 from linnet.model.loss import next_token_loss
 from linnet.model.pretrained import load_model, save_model
 from linnet.run import Change, RunFolder
@@ -264,7 +265,7 @@ class Session:
         if is_best or best_step is None:
             self._save_adapter(weights)
             with files.new_folder(self.folder.model) as new:
-                save_model(new, self._trained(weights), tokenizer=self.tokenizer, template=self.template)
+                self._save_model(new, weights)
                 with self._harmless("The card"):
                     write_card(self.folder.root, new)
         save_checkpoint(
@@ -295,18 +296,15 @@ class Session:
             self._ranks.whole(state.optimizer.state())
             self._saved = (state.step, state.evaluated)
 
-    def _trained(self, weights: Mapping[str, Tensor]) -> GPT2:
-        """The network as model/ holds it, over `weights`: all in fp32.
-
-        With LoRA: the base with the adapters added.
-        """
-        lora = self.recipe.model.lora
-        if lora.rank:
-            base = frozen_base(self._parent, root=self.folder.root)
-            return merge_into(load_model(base), weights, factor=lora.alpha / lora.rank)
+    def _save_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """model/ over `weights`: all in fp32. With LoRA the base with the adapters added, weight after weight."""
         network = GPT2.without_weights(self.model.config)
-        network.load_state_dict(weights, assign=True)
-        return network
+        lora = self.recipe.model.lora
+        weight = weights.__getitem__
+        if lora.rank:
+            base = load_model(frozen_base(self._parent, root=self.folder.root), mapped=True)
+            weight = merged(base, weights, factor=lora.alpha / lora.rank)
+        save_model(folder, network, tokenizer=self.tokenizer, template=self.template, weight=weight)
 
     def _save_adapter(self, weights: Mapping[str, Tensor]) -> None:
         """adapter/, of a run with LoRA."""

@@ -162,8 +162,8 @@ def build_model(config: GPT2Config, *, recipe: Recipe, initial: Path | None, pre
     """The initial weights: read from a model, or drawn with the recipe's seed; with adapters where it asks for them."""
     if initial is None:
         return GPT2(config, seed=recipe.train.seed)
-    model = load_model(initial, dropout=recipe.model.dropout)
     lora = recipe.model.lora
+    model = load_model(initial, dropout=recipe.model.dropout, mapped=lora.rank > 0)
     if lora.rank:
         add_adapters(
             model,

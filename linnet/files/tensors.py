@@ -6,7 +6,7 @@ does not sync, and a test cannot make it fail half-way. The format is small: an 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +29,29 @@ _DTYPES = {
 }
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, "Tensor"], *, metadata: Mapping[str, str]) -> str:
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, "Tensor"],
+    *,
+    metadata: Mapping[str, str],
+    value: "Callable[[str], Tensor] | None" = None,
+) -> str:
     """Write tensors as a safetensors file, straight to `path`; returns the file's sha256 in hex.
 
     The same tensors always give the same bytes. Only a tensor that is not contiguous on the CPU is copied, and
     one at a time. Two names for one tensor (a tied weight) are a ValueError.
+
+    `value`: makes each tensor when it is written, so that memory never holds all; `tensors` may then be on the meta
+    device, which knows types and shapes.
     """
     import torch
 
+    value = value or tensors.__getitem__
     names, header = _header(tensors, metadata)
     with Writer(path, needed=len(header) + _payload(tensors)) as out:
         out.write(header)
         for name in names:
-            out.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            out.write(value(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return out.sha256
 
 
@@ -62,7 +72,7 @@ def _header(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> tup
     offset = 0
     for name in names:
         tensor = tensors[name]
-        twin = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        twin = seen.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name  # 0: empty, or meta
         if twin != name:
             raise ValueError(f"{twin} and {name} are one tensor; write it under one name")
         end = offset + tensor.numel() * tensor.element_size()

@@ -10,7 +10,7 @@ from elsewhere is not trusted: only JSON and safetensors are read, nothing is un
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from linnet.turns.template import Template
 
 # Old files hold the causal mask as a buffer beside each attention; it is no weight.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+PREFIX = "transformer."
 # transformers keeps these as Conv1D [in, out], nn.Linear as [out, in].
 CONV1D = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
 # Three names of one formula: the tanh approximation that GPT-2 was trained with.
@@ -46,10 +47,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
-def load_model(name: str | Path, *, dropout: float = 0.0) -> GPT2:
+def load_model(name: str | Path, *, dropout: float = 0.0, mapped: bool = False) -> GPT2:
     """Read a GPT-2 on the CPU, in fp32 whatever the file's type.
 
-    `name` is what `resolve_model` takes. `dropout` is the recipe's business, so the folder's is ignored.
+    `name` is what `resolve_model` takes. `dropout` is the recipe's business, so the folder's is ignored. `mapped`:
+    matrices stay in the mapped file and in its type; for whoever makes something else of them one after the other.
     LinnetError names the file and the key or tensor that is wrong.
     """
     folder = resolve_model(name)
@@ -59,7 +61,7 @@ def load_model(name: str | Path, *, dropout: float = 0.0) -> GPT2:
         _check_sizes(folder, tensors, config)
         model = GPT2.without_weights(config)
         _check_tensors(folder, tensors, model)
-        state = {name: _read(tensors[name], name) for name in model.state_dict()}
+        state = {name: _read(tensors[name], name, mapped=mapped) for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
     return model
 
@@ -146,7 +148,7 @@ def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
                     f"{path} lacks the tensor {name} that {INDEX} promises; copy the folder again."
                 )
         for name in promised or sorted(names):
-            ours = name.removeprefix("transformer.")
+            ours = name.removeprefix(PREFIX)
             if ours in tensors:
                 raise LinnetError(
                     f"{path} holds {ours} twice, with and without 'transformer.'; copy it again."
@@ -245,7 +247,7 @@ def _check_tensors(folder: Path, tensors: Mapping[str, _Stored], model: GPT2) ->
             )
 
 
-def _read(stored: _Stored, name: str) -> Tensor:
+def _read(stored: _Stored, name: str, *, mapped: bool) -> Tensor:
     tensor = stored.read()
     if tensor.dtype not in FLOATS:
         raise LinnetError(
@@ -253,8 +255,9 @@ def _read(stored: _Stored, name: str) -> Tensor:
         )
     if CONV1D.search(name):
         tensor = tensor.t()
-    # A copy of its own: what safe_open gives may lie in the mapped file, which can change or vanish.
-    tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not mapped or tensor.ndim == 1:
+        # A copy of its own: what safe_open gives may lie in the mapped file, which can change or vanish.
+        tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not tensor.isfinite().all():
         raise LinnetError(
             f"{stored.path}: {stored.name} holds NaN or infinity; take an older copy of the model."
@@ -269,10 +272,12 @@ def save_model(
     tokenizer: Tokenizer,
     template: Template | None = None,
     dtype: torch.dtype = torch.float32,
+    weight: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer into the existing `folder`.
 
-    `template`: that of the turns it was trained on, for chat_template.jinja. The files go straight to their names,
+    `template`: that of the turns it was trained on, for chat_template.jinja. `weight`: makes each weight by the name
+    that it has in the network when it is written, for a `model` without weights. The files go straight to their names,
     so call it inside `files.new_folder`. The same weights give the same bytes. A tokenizer with more ids than the
     model has is a LinnetError.
     """
@@ -283,9 +288,12 @@ def save_model(
     )
     generation = generation_json(model.config, end_of_text=tokenizer.end_of_text)
     files.write_json(folder / "generation_config.json", generation)
-    files.write_safetensors(
-        folder / WEIGHTS, published_weights(model, dtype=dtype), metadata={"format": "pt"}
-    )
+    published = published_weights(model, dtype=dtype)
+
+    def made(name: str) -> Tensor:
+        return _published(name, weight(name.removeprefix(PREFIX)), dtype) if weight else published[name]
+
+    files.write_safetensors(folder / WEIGHTS, published, metadata={"format": "pt"}, value=made)
     tokenizer.save(folder, n_positions=model.config.n_positions)
     if template is not None:
         write_template(folder, template, end_token=tokenizer.end_token)
@@ -308,11 +316,12 @@ def generation_json(config: GPT2Config, *, end_of_text: int) -> dict[str, int]:
 
 def published_weights(model: GPT2, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The weights by their published names and in their layout: views where `dtype` is that of the model."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().to(dtype)
-        weights[f"transformer.{name}"] = tensor.t() if CONV1D.search(name) else tensor
-    return weights
+    return {f"{PREFIX}{name}": _published(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+
+
+def _published(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().to(dtype)
+    return tensor.t() if CONV1D.search(name) else tensor
 
 
 def config_json(config: GPT2Config, *, end_of_text: int, dtype: str = "float32") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import transformers
 
 from linnet.model.adapter import CONFIG, save_adapter
 from linnet.model.gpt2 import GPT2
-from linnet.model.lora import adapter_state, add_adapters, merge_into
+from linnet.model.lora import adapter_state, add_adapters, merged
 from linnet.model.pretrained import load_model, save_model
 from tests.model.examples import tiny, tokenizer
 
@@ -34,15 +34,14 @@ def trained(base: Path, *, targets: list[str]) -> GPT2:
 @torch.no_grad()
 def test_peft_puts_it_on_the_published_model(tmp_path: Path, targets: list[str]) -> None:
     peft = pytest.importorskip("peft", reason="peft is missing: the oracle of adapter/")
-    base, folder, merged = (tmp_path / name for name in ("base", "adapter", "model"))
-    for path in (base, folder, merged):
+    base, folder, whole = (tmp_path / name for name in ("base", "adapter", "model"))
+    for path in (base, folder, whole):
         path.mkdir()
     save_model(base, tiny(), tokenizer=tokenizer())
     model = trained(base, targets=targets)
     save_adapter(folder, adapter_state(model), rank=RANK, alpha=ALPHA, targets=targets, base_model=str(base))
-    save_model(
-        merged, merge_into(load_model(base), adapter_state(model), factor=ALPHA / RANK), tokenizer=tokenizer()
-    )
+    weight = merged(load_model(base, mapped=True), adapter_state(model), factor=ALPHA / RANK)
+    save_model(whole, GPT2.without_weights(model.config), tokenizer=tokenizer(), weight=weight)
 
     ours = model.logits(model(IDS))
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
@@ -50,7 +49,7 @@ def test_peft_puts_it_on_the_published_model(tmp_path: Path, targets: list[str])
     assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == len(adapter_state(model)) // 2
     torch.testing.assert_close(theirs(IDS).logits, ours, atol=1e-4, rtol=0)
     torch.testing.assert_close(theirs.merge_and_unload()(IDS).logits, ours, atol=1e-4, rtol=0)
-    in_transformers = transformers.AutoModelForCausalLM.from_pretrained(merged).eval()
+    in_transformers = transformers.AutoModelForCausalLM.from_pretrained(whole).eval()
     torch.testing.assert_close(in_transformers(IDS).logits, ours, atol=1e-4, rtol=0)
     without = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     assert (without(IDS).logits - ours).abs().max() > 0.1
