@@ -14,6 +14,7 @@ from pathlib import Path
 
 from linnet import files
 from linnet.config import Recipe
+from linnet.data.batches import Batches
 from linnet.data.store import Store
 from linnet.errors import LinnetError
 from linnet.hub import snapshot
@@ -42,6 +43,12 @@ class Data:
     """(input, target) pairs; 0 where nothing is known."""
     store: Store | None
     note: str
+
+    def rows(self, block_size: int) -> int:
+        """Of an epoch; exactly where the data are prepared, else as if all were full. 0 where nothing is known."""
+        if self.store is None:
+            return max(1, self.pairs // block_size) if self.pairs else 0
+        return Batches(self.store, block_size=block_size, batch_size=1, seed=0).rows_per_epoch
 
 
 def model_shape(recipe: Recipe) -> tuple[GPT2Config, Path | None]:

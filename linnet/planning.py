@@ -94,7 +94,7 @@ def make_forecast(recipe: Recipe, *, memory: str = "", device: str = "auto") -> 
         plan = make_plan(
             wanted,
             block_size=block,
-            count_rows=lambda size: max(1, data.pairs // size) if data.pairs else UNKNOWN_ROWS,
+            count_rows=lambda size: data.rows(size) or UNKNOWN_ROWS,
             model=config,
             lora=recipe.model.lora,
             machine=machine,
@@ -221,10 +221,12 @@ def _seconds(
     """How long the training will take, and how that is known."""
     if not data.pairs and recipe.train.steps is None:
         return None, "time: not known, for the number of steps is not"
-    tokens = plan.steps * plan.batch_size * plan.block_size
+    tokens = float(plan.steps * plan.batch_size * plan.block_size)
     speed = _measured_speed(recipe, training)
     how = f"time: at the speed of the last steps in runs/{recipe.name}"
-    if speed is None:
+    if speed is not None:  # It counts real tokens; rows of examples are not quite full.
+        tokens *= data.pairs / (data.rows(plan.block_size) * plan.block_size) if data.pairs else 1.0
+    else:
         if here == "cuda" and choose_device().value != "cuda":
             return None, "time: not known, for the card is not here"
         speed, reason = expected_speed(training)

@@ -104,22 +104,13 @@ class Session:
 
     def looks(self) -> Looks:
         """The loop's windows to the world; a process that is not the first takes part and writes nothing."""
-        if self._ranks.rank:
-            return Looks(
-                evaluate=self.evaluate,
-                sample=self._write_along,
-                log=lambda row: None,
-                save=self._hand_over,
-                say=lambda line: None,
-                check_stop=self._stop.check,
-                name_rows=self.batches.name_rows,
-            )
+        first = self._ranks.rank == 0
         return Looks(
             evaluate=self.evaluate,
-            sample=self.sample,
-            log=self.log,
-            save=self.save,
-            say=self.progress.say,
+            sample=self.sample if first else self._write_along,
+            log=self.log if first else lambda row: None,
+            save=self.save if first else self._hand_over,
+            say=self.progress.say if first else lambda line: None,
             check_stop=self._stop.check,
             name_rows=self.batches.name_rows,
         )

@@ -140,7 +140,8 @@ def plan_run(
         shares=world if parallel.value == "fsdp" else 1,
     )
     if world == 1:
-        return plan
+        alone = {"parallel": Choice("off", "one process; torchrun starts several (docs/several.md)")}
+        return replace(plan, choices=plan.choices | alone) if recipe.train.parallel == "fsdp" else plan
     processes = Choice(world, f"{plan.batch_size / world:g} rows of a step for each")
     choices = plan.choices | {"processes": processes, "parallel": parallel}
     return replace(plan, parallel=parallel.value, choices=choices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -116,15 +117,6 @@ def _row_text(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 
 def show_profile(session: Session) -> None:
     """Run the loop for a few steps under torch's profiler: the phases of a step, then the longest operations."""
-    quiet = Looks(
-        evaluate=lambda: None,
-        sample=lambda step: None,
-        log=lambda row: None,
-        save=lambda state, is_best: None,
-        say=print,
-        check_stop=lambda: None,
-        name_rows=session.batches.name_rows,
-    )
 
     def run_until(step: int) -> None:
         train(
@@ -133,19 +125,22 @@ def show_profile(session: Session) -> None:
             plan=replace(session.plan, steps=step),
             batch=session.batches,
             loss=next_token_loss,
-            looks=quiet,
+            looks=Looks(name_rows=session.batches.name_rows),
         )
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # The profiler's own lines on stderr.
     run_until(1)  # The first step allocates and chooses kernels.
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_card = session.plan.device == "cuda"  # There the processor only hands out the work.
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
+    with profile(activities=activities) as profiler:
         run_until(1 + PROFILED_STEPS)
+    whole = attrgetter("device_time_total" if on_card else "cpu_time_total")
+    own = attrgetter("self_device_time_total" if on_card else "self_cpu_time_total")
     events = profiler.key_averages()
-    phases = [event for event in events if event.key in PHASES]
-    operations = sorted(events, key=lambda event: -event.self_cpu_time_total)
-    rows = [(event, event.cpu_time_total) for event in phases]
-    rows += [(e, e.self_cpu_time_total) for e in operations if e.key not in PHASES][:15]
-    total = sum(event.cpu_time_total for event in phases)
+    rows = [(event, whole(event)) for event in events if event.key in PHASES]
+    total = sum(time_us for _, time_us in rows)
+    operations = sorted(events, key=own, reverse=True)
+    rows += [(event, own(event)) for event in operations if event.key not in PHASES][:15]
     table = Table("phase or operation", "calls", "ms a step", "share", box=None, pad_edge=False)
     for event, time_us in rows:
         table.add_row(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,30 @@ def test_the_size_of_files_is_that_of_a_glob_too(command: Command, tmp_path: Pat
     assert any(
         "not here yet" in note for note in plan(command, "scratch", "data.source=~nobody-here/a")["notes"]
     )
+
+
+def test_rows_that_are_not_full_are_counted(command: Command, tmp_path: Path) -> None:
+    """Two examples of 40 tokens do not fit into 64: one a row, and a third of it is empty."""
+    lines = [json.dumps({"question": f"{n:03}" * 5, "answer": f"{n:03}" * 6}) for n in range(100)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    keys = (
+        "math",
+        "data.source=data.jsonl",
+        "model.init_from=scratch",
+        "tokenizer.name=char",
+        "model.n_embd=32",
+    )
+    keys = (*keys, "model.n_head=2", "model.n_layer=1", "train.block_size=64", "train.batch_size=4")
+    keys = (*keys, "train.epochs=1", "sample.max_new_tokens=0", "data.validation=0")
+    done = command("train", *keys)
+    assert done.code == 0, done.err
+    start = json.loads((tmp_path / "runs/math/environment.json").read_bytes())["starts"][0]
+    found = plan(command, *keys)
+    assert found["choices"]["steps"].split()[0] == str(start["choices"]["steps"]["value"])
+    rows = [json.loads(line) for line in (tmp_path / "runs/math/metrics.jsonl").read_text().splitlines()]
+    speed = statistics.median([row["tokens_per_s"] for row in rows if "loss" in row][-20:])
+    read = rows[-1]["tokens"]
+    assert found["seconds"] * speed == pytest.approx(read, rel=0.1)
 
 
 def test_what_is_asked_for_is_what_fits_or_not(command: Command) -> None:

@@ -104,21 +104,21 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Looks:
-    """What the loop shows of itself; nothing here changes the training."""
+    """What the loop shows of itself; nothing here changes the training. Left out, it shows nothing."""
 
-    evaluate: Callable[[], tuple[float, int] | None]
+    evaluate: Callable[[], tuple[float, int] | None] = lambda: None
     """Held-out loss and the number of tokens it was measured on; None where nothing is held out."""
-    sample: Callable[[int], None]
+    sample: Callable[[int], None] = lambda step: None
     """Writes down what the model says at a step."""
-    log: Callable[[dict[str, Any]], None]
+    log: Callable[[dict[str, Any]], None] = lambda row: None
     """Takes a row of metrics.jsonl."""
-    save: Callable[[TrainState, bool], None]
+    save: Callable[[TrainState, bool], None] = lambda state, is_best: None
     """Saves a checkpoint; the flag says whether it is the best so far."""
-    say: Callable[[str], None]
+    say: Callable[[str], None] = print
     """Takes a line for the user."""
-    check_stop: Callable[[], None]
+    check_stop: Callable[[], None] = lambda: None
     """Raises Stopped after a signal."""
-    name_rows: Callable[[int, list[int]], str]
+    name_rows: Callable[[int, list[int]], str] = lambda step, rows: ""
     """What a person calls these rows of a step's batch."""
 
 

@@ -53,6 +53,16 @@ def test_gradients_pass_torchs_own_check(monkeypatch):
         torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)  # the softmax runs in fp32
 
 
+def test_sums_over_the_range_of_fp16():
+    """600 places with one target, of size 200: the gradient of its row is -120,000."""
+    hidden = torch.full((600, 8), 200.0, dtype=torch.float16)
+    weight = torch.zeros(300, 8, requires_grad=True)
+    targets = torch.full((600,), 7)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    torch.testing.assert_close(weight.grad[7], torch.full((8,), -120_000 * (1 - 1 / 300)), rtol=2e-3, atol=0)
+    torch.testing.assert_close(weight.grad[8], torch.full((8,), 120_000 / 300), rtol=2e-3, atol=0)
+
+
 def test_frozen_parts_get_no_gradient():
     model, batch = tiny(), packed([[24]], size=24)
     model.wte.weight.requires_grad_(False)

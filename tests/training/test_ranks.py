@@ -23,8 +23,10 @@ from torch import Tensor
 from linnet.config import Recipe
 from linnet.data.batches import Batch, share_of
 from linnet.errors import UsageError
+from linnet.model.pretrained import load_model, save_model
 from linnet.training.plan import choose_batch_size
 from linnet.training.shards import choose_parallel
+from tests.model.examples import tiny, tokenizer
 from tests.warm import ROOT, Warm
 
 # Answers of very unequal length: each rank has another number of learned tokens.
@@ -171,6 +173,11 @@ def test_how_the_work_is_shared() -> None:
     assert choice(free=15_000, optimizer="muon") == "ddp"
     with pytest.raises(UsageError, match=r"optimizer=muon needs it whole; set train\.parallel=ddp"):
         choice(parallel="fsdp", optimizer="muon")
+    with pytest.raises(UsageError, match=r"train\.offload=on needs it whole"):
+        choice(parallel="fsdp", offload="on")
+    adapters = Recipe.model_validate({"train": {"parallel": "fsdp"}, "model": {"lora": {"rank": 2}}})
+    with pytest.raises(UsageError, match=r"model\.lora\.rank=2 needs it whole"):
+        choose_parallel(adapters, parameters=1000, free=30_000)
 
 
 @pytest.mark.slow
@@ -197,6 +204,25 @@ def test_gradients_of_a_step(train: Trainings, world: int, more: list[str]) -> N
     for name, moment in expected.items():
         if name.startswith("exp_avg."):
             torch.testing.assert_close(10 * found[name], 10 * moment, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["float", "int8"])
+def test_adapters_are_trained_together(train: Trainings, base: str) -> None:
+    """R8 with LoRA, whose frozen weights have no gradients to add up."""
+    if not (train.folder / "base").exists():
+        (train.folder / "base").mkdir()
+        save_model(train.folder / "base", tiny(n_positions=128), tokenizer=tokenizer())
+    keys = ("model.init_from=base", "model.lora.rank=2", f"model.lora.base={base}", "tokenizer.name=auto")
+    for world in (1, 2, 4):
+        train.well(f"lora-{base}-{world}", world, *keys)
+    for world in (2, 4):
+        run = f"lora-{base}-{world}"
+        assert_same(train.rows(run), train.rows(f"lora-{base}-1"))
+        adapters = train.checkpoint(run, 8)
+        assert {name.rpartition(".")[2] for name in adapters} == {"lora_A", "lora_B"}
+        model = load_model(train.folder / run / "model")
+        assert (model.h[0].mlp.c_fc.weight - load_model(train.folder / "base").h[0].mlp.c_fc.weight).any()
 
 
 @pytest.mark.slow
