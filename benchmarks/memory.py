@@ -5,18 +5,33 @@ What  For each configuration: bytes predicted by `linnet.training.memory`, bytes
 Why   "auto" and `linnet plan` decide by this arithmetic; it must be right within 10 %.
 How   python benchmarks/memory.py [--short] [--only NAME ...] [--json]
 
-      Each configuration is three steps of the real loop in a process of its own, with random weights and tokens.
-      On a CPU the peak of resident memory is counted over what the process held before its model; on a card the
-      allocator's peak.
+      Each configuration is built, makes three steps of the real loop and is saved, in a process of its own, with
+      random weights and tokens. On a CPU the peak of its own memory is counted over what the process held before its
+      model; on a card the allocator's peak.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+import tempfile
+import threading
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from jobs import ASCII, character_tokenizer, write_weights
+
+from linnet.config import LoraConfig, ModelConfig, Recipe, TrainConfig
+from linnet.device import Choice, keep_freed_memory, this_machine
+from linnet.model.gpt2 import GPT2Config
+
+if TYPE_CHECKING:
+    from linnet.data.batches import Batch
+    from linnet.training.loop import TrainState
+    from linnet.training.plan import Plan
 
 SHAPES: dict[str, dict[str, int]] = {
     "small": {"vocab_size": 8192, "n_positions": 512, "n_layer": 6, "n_head": 6, "n_embd": 384},
@@ -81,33 +96,72 @@ GOALS = [
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """In a process of its own: plan, build, three steps."""
+    """In a process of its own: plan, build, three steps, save."""
     import torch
 
-    from linnet.config import LoraConfig, ModelConfig, Recipe, TrainConfig
-    from linnet.data.batches import Batch
-    from linnet.device import Choice, Machine, keep_freed_memory, this_machine
-    from linnet.model.gpt2 import GPT2, GPT2Config
-    from linnet.model.lora import add_adapters
     from linnet.model.loss import next_token_loss
-    from linnet.setup import PRODUCTS, build_state
+    from linnet.setup import build_model, build_state
     from linnet.training import memory
     from linnet.training.loop import Looks, train
-    from linnet.training.plan import make_plan, training_of
+    from linnet.training.plan import training_of
 
     keep_freed_memory()
-    shape = GPT2Config(**SHAPES[case.shape])
-    recipe = Recipe(
-        train=TrainConfig(steps=STEPS, batch_size=case.batch_size, block_size=case.block_size, **case.train),
-        model=ModelConfig(lora=LoraConfig(**case.lora)),
-    )
+    recipe, shape = recipe_of(case)
+    plan = plan_of(case, recipe=recipe, shape=shape)
+    on_card = plan.device == "cuda"
+    logged: list[dict[str, Any]] = []
+    said: list[str] = []
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        base = random_base(Path(folder) / "base", shape) if case.lora else None
+        with Resident() as resident:
+            model = build_model(shape, recipe=recipe, initial=base, precision=plan.precision)
+            state = build_state(model, recipe=recipe, plan=plan)
+            if on_card:
+                torch.cuda.reset_peak_memory_stats()
+            train(
+                state,
+                config=recipe.train,
+                plan=plan,
+                batch=lambda step: random_batch(case, shape=shape, step=step),
+                loss=next_token_loss,
+                looks=Looks(log=logged.append, say=said.append),
+            )
+            save(state, Path(folder) / "model", recipe=recipe, base=base)
+    training = training_of(plan, model=shape, optimizer=recipe.train.optimizer, lora=recipe.model.lora)
+    return {
+        "predicted": memory.needed(training),
+        "measured": torch.cuda.max_memory_allocated() if on_card else resident.peak,
+        "items": memory.peak(training),
+        "reserved": torch.cuda.max_memory_reserved() if on_card else 0,
+        "rows": plan.micro_batch_size,
+        "checkpointing": plan.activation_checkpointing,
+        "offload": plan.offload,
+        "precision": plan.precision,
+        "step_s": (logged[-1]["time_s"] - logged[0]["time_s"]) / (len(logged) - 1),
+        "said": said,
+    }
+
+
+def recipe_of(case: Case) -> tuple[Recipe, GPT2Config]:
+    train = TrainConfig(steps=STEPS, batch_size=case.batch_size, block_size=case.block_size, **case.train)
+    recipe = Recipe(train=train, model=ModelConfig(lora=LoraConfig(**case.lora)))
+    return recipe, GPT2Config(**SHAPES[case.shape])
+
+
+def plan_of(case: Case, *, recipe: Recipe, shape: GPT2Config) -> Plan:
+    """As `linnet train` plans; a goal is given a card of CARD bytes, which the allocator then keeps to."""
+    import torch
+
+    from linnet.training.memory import PROCESS
+    from linnet.training.plan import make_plan
+
     machine = this_machine(recipe.train.precision)
     if case.is_goal:
-        allowed = CARD - memory.PROCESS["cuda"]
+        allowed = CARD - PROCESS["cuda"]
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(allowed / total)
-        machine = Machine(machine.device, machine.precision, allowed)
-    plan = make_plan(
+        machine = replace(machine, free=allowed)
+    return make_plan(
         recipe.train,
         block_size=Choice(case.block_size, ""),
         count_rows=lambda size: 1000,
@@ -116,65 +170,78 @@ def measure(case: Case) -> dict[str, Any]:
         machine=machine,
         kept={},
     )
-    baseline = resident("VmRSS")
-    model = GPT2(shape, seed=1)
-    if case.lora:
-        lora = recipe.model.lora
-        dtype = PRODUCTS[plan.precision]
-        add_adapters(
-            model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, base=lora.base, dtype=dtype
-        )
-    if plan.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
-    def batch(step: int) -> Batch:
-        generator, size = torch.Generator().manual_seed(step), (case.batch_size, case.block_size)
-        ids = torch.randint(0, shape.vocab_size, (size[0], size[1] + 1), generator=generator)
-        return Batch(
-            ids=ids[:, :-1],
-            targets=ids[:, 1:],
-            learn=torch.ones(size, dtype=torch.bool),
-            positions=torch.arange(size[1]).expand(size),
-            lengths=[[size[1]]] * size[0],
-            weight=float(ids[:, 1:].numel()),
-            tokens=ids[:, 1:].numel(),
-        )
 
-    seconds: list[float] = []
-    said: list[str] = []
-    looks = Looks(
-        evaluate=lambda: None,
-        sample=lambda step: None,
-        log=lambda row: seconds.append(row["time_s"]),
-        save=lambda state, is_best: None,
-        say=said.append,
-        check_stop=lambda: None,
-        name_rows=lambda step, rows: "",
+def random_base(folder: Path, shape: GPT2Config) -> Path:
+    """A model for adapters, written by a process of its own: what that leaves in the heap is not counted."""
+    words = [sys.executable, __file__, "--write-base", str(folder), "--measure", json.dumps(vars(shape))]
+    subprocess.run(words, check=True)
+    return folder
+
+
+def random_batch(case: Case, *, shape: GPT2Config, step: int) -> Batch:
+    """Full rows, all of them learned."""
+    import torch
+
+    from linnet.data.batches import Batch
+
+    generator, size = torch.Generator().manual_seed(step), (case.batch_size, case.block_size)
+    ids = torch.randint(0, shape.vocab_size, (size[0], size[1] + 1), generator=generator)
+    return Batch(
+        ids=ids[:, :-1],
+        targets=ids[:, 1:],
+        learn=torch.ones(size, dtype=torch.bool),
+        positions=torch.arange(size[1]).expand(size),
+        lengths=[[size[1]]] * size[0],
+        weight=float(ids[:, 1:].numel()),
+        tokens=ids[:, 1:].numel(),
     )
-    state = build_state(model, recipe=recipe, plan=plan)
-    train(state, config=recipe.train, plan=plan, batch=batch, loss=next_token_loss, looks=looks)
-    training = training_of(plan, model=shape, optimizer=recipe.train.optimizer, lora=recipe.model.lora)
-    on_card = plan.device == "cuda"
-    return {
-        "predicted": memory.needed(training),
-        "measured": torch.cuda.max_memory_allocated() if on_card else resident("VmHWM") - baseline,
-        "items": memory.peak(training),
-        "reserved": torch.cuda.max_memory_reserved() if on_card else 0,
-        "rows": plan.micro_batch_size,
-        "checkpointing": plan.activation_checkpointing,
-        "offload": plan.offload,
-        "precision": plan.precision,
-        "step_s": (seconds[-1] - seconds[0]) / (len(seconds) - 1),
-        "said": said,
-    }
 
 
-def resident(kind: str) -> int:
-    """VmRSS or VmHWM (its peak) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(kind):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this benchmark reads /proc, which only Linux has")
+def save(state: TrainState, folder: Path, *, recipe: Recipe, base: Path | None) -> None:
+    """model/, as `linnet train` writes it."""
+    from linnet.model.gpt2 import GPT2
+    from linnet.model.lora import merged
+    from linnet.model.pretrained import load_model, save_model
+
+    weights, lora = state.weights(), recipe.model.lora
+    weight = weights.__getitem__
+    if base is not None:
+        weight = merged(load_model(base, mapped=True), weights, factor=lora.alpha / lora.rank)
+    folder.mkdir()
+    network = GPT2.without_weights(cast("GPT2", state.model).config)
+    save_model(folder, network, tokenizer=character_tokenizer(len(ASCII) + 1), weight=weight)
+
+
+class Resident:
+    """The peak of this process' own memory over what it held at the start, in bytes.
+
+    Looked at every 5 ms. Pages of mapped files do not count: the system takes them back when it needs room.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._start = self._now()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, self._now() - self._start)
+
+    def _now(self) -> int:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("this benchmark reads /proc, which only Linux has")
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -226,7 +293,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--write-base", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write_base:
+        tokenizer = character_tokenizer(len(ASCII) + 1)
+        write_weights(Path(arguments.write_base), json.loads(arguments.measure), tokenizer=tokenizer)
+        return 0
     if arguments.measure:
         print(json.dumps(measure(Case(**json.loads(arguments.measure)))))
         return 0

@@ -28,6 +28,10 @@ OPTIONS = (
 )
 
 
+class BrowserError(Exception):
+    """What the browser answers to a call that it cannot do."""
+
+
 class Browser:
     """One page. `requests`: what it asked for besides itself; `complaints`: its errors and refused actions."""
 
@@ -50,7 +54,8 @@ class Browser:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while (answer := self._read()).get("id") != number:
             self._note(answer)
-        assert "error" not in answer, answer
+        if "error" in answer:
+            raise BrowserError(answer["error"]["message"])
         return answer["result"]
 
     def open(self, page: Path | str, *, width: int = 1200, dark: bool = False, phone: bool = False) -> None:
@@ -97,9 +102,17 @@ class Browser:
     def wait(self, condition: str, *, seconds: float = 20) -> None:
         """Until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.run(f"Boolean({condition})"):
+        while not self._holds(condition):
             assert time.monotonic() < until, f"after {seconds} s still not: {condition}"
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(f"Boolean({condition})"))
+        except BrowserError as error:  # On the way from one page to the next.
+            if "navigated" not in str(error) and "context" not in str(error):
+                raise
+            return False
 
     def click(self, selector: str) -> None:
         """With the mouse, in the middle of the first element that can be seen; it must not be covered."""

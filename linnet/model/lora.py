@@ -190,7 +190,7 @@ def merged(base: GPT2, adapters: Mapping[str, Tensor], *, factor: float) -> Call
     of base and adapter/. `adapters` as `adapter_state` gives them, `factor` is alpha / rank. All at once would take 4
     bytes a weight, 6.2 GB for gpt2-xl, which trains in less.
     """
-    weights = base.state_dict()
+    weights: dict[str, Tensor] = base.state_dict()
 
     @torch.no_grad()
     def weight(name: str) -> Tensor:
