@@ -59,17 +59,18 @@ class _Again:
             if self._random is not None:
                 _set_random_state(x.device, self._random)
             try:
-                with saved_tensors_hooks(self._keep, lambda tensor: tensor):
+                with saved_tensors_hooks(self._keep, lambda nothing: nothing):
                     self._block(x, **self._rest)
             except _EnoughError:
                 pass
         assert len(self._made) == self._saved, "a block saved other tensors the second time"
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _keep(self, tensor: Tensor) -> None:
+        """Nothing goes into the second graph, which never runs: what an operation saves of its own result would keep
+        that graph, and so itself, for ever (attention's, 40 MB a block of 4,096 tokens)."""
         self._made[len(self._made)] = tensor.detach()
         if len(self._made) == self._saved:
             raise _EnoughError
-        return tensor
 
 
 class _EnoughError(Exception):

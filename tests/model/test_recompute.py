@@ -3,16 +3,18 @@
 import contextlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from linnet.model.attention import Lengths
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.lora import add_adapters
-from linnet.model.recompute import recomputed
+from linnet.model.recompute import _Again, recomputed
 
 
 def network(dropout: float = 0.0) -> GPT2:
@@ -43,6 +45,25 @@ def test_the_same_bits(bf16: bool, dropout: float, packed: bool) -> None:
     again = gradients(model, bf16=bf16, segments=segments)
     assert len(plain) == len(again) > 30
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_nothing_stays_behind_a_step(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    seen: list[StorageWeakRef] = []
+    keep = _Again._keep
+
+    def noted(again: _Again, tensor: Tensor) -> Any:
+        seen.append(StorageWeakRef(tensor.untyped_storage()))
+        return keep(again, tensor)
+
+    monkeypatch.setattr(_Again, "_keep", noted)
+    model = network()
+    of_the_model = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    model.run_block = recomputed
+    gradients(model, bf16=bf16)
+    own = [storage for storage in seen if storage.cdata not in of_the_model]
+    assert len(own) > 3 * 10
+    assert all(storage.expired() for storage in own)
 
 
 @pytest.mark.parametrize("base", ["float", "int8"])
