@@ -17,6 +17,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "gpt2": {"vocab_size": 50257, "n_positions": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {"vocab_size": 50257, "n_positions": 1024, "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {"vocab_size": 50257, "n_positions": 1024, "n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"vocab_size": 50257, "n_positions": 1024, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 # Standard deviation of the first scores. With GPT-2's initial weights it is 0.55, and a wrong one hides in the loss.
 LOGITS_SPREAD = 2.0

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from jobs import ASCII, character_tokenizer, write_weights
+from jobs import ASCII, SHAPES, character_tokenizer, write_weights
 
 from linnet.config import LoraConfig, ModelConfig, Recipe, TrainConfig
 from linnet.device import Choice, keep_freed_memory, this_machine
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from linnet.training.loop import TrainState
     from linnet.training.plan import Plan
 
-SHAPES: dict[str, dict[str, int]] = {
-    "small": {"vocab_size": 8192, "n_positions": 512, "n_layer": 6, "n_head": 6, "n_embd": 384},
-    "gpt2": {},
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
-}
 STEPS = 3
 CARD = 4_000_000_000  # Bytes of the small card of the goals, CUDA's context among them.
 
@@ -112,7 +105,7 @@ def measure(case: Case) -> dict[str, Any]:
     logged: list[dict[str, Any]] = []
     said: list[str] = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        base = random_base(Path(folder) / "base", shape) if case.lora else None
+        base = random_base(Path(folder) / "base", case.shape) if case.lora else None
         with Resident() as resident:
             model = build_model(shape, recipe=recipe, initial=base, precision=plan.precision)
             state = build_state(model, recipe=recipe, plan=plan)
@@ -172,10 +165,9 @@ def plan_of(case: Case, *, recipe: Recipe, shape: GPT2Config) -> Plan:
     )
 
 
-def random_base(folder: Path, shape: GPT2Config) -> Path:
+def random_base(folder: Path, shape: str) -> Path:
     """A model for adapters, written by a process of its own: what that leaves in the heap is not counted."""
-    words = [sys.executable, __file__, "--write-base", str(folder), "--measure", json.dumps(vars(shape))]
-    subprocess.run(words, check=True)
+    subprocess.run([sys.executable, __file__, "--write-base", str(folder), shape], check=True)
     return folder
 
 
@@ -293,11 +285,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    parser.add_argument("--write-base", help=argparse.SUPPRESS)
+    parser.add_argument("--write-base", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_base:
-        tokenizer = character_tokenizer(len(ASCII) + 1)
-        write_weights(Path(arguments.write_base), json.loads(arguments.measure), tokenizer=tokenizer)
+        base, shape = arguments.write_base
+        write_weights(Path(base), SHAPES[shape], tokenizer=character_tokenizer(len(ASCII) + 1))
         return 0
     if arguments.measure:
         print(json.dumps(measure(Case(**json.loads(arguments.measure)))))
