@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from linnet.device import cpu_has_bf16
@@ -129,3 +130,18 @@ def test_a_process_that_fails_says_why(module: Any, tmp_path: Path) -> None:
     with pytest.raises(turns.CandidateError, match="no such card"):
         candidate.turn(warm=0, steps=1)
     assert not candidate.is_running
+
+
+@pytest.mark.slow
+def test_the_small_card(tmp_path: Path) -> None:
+    """Without a card its only difference is that nothing is capped."""
+    words = [sys.executable, str(BENCHMARKS / "small_card.py"), "--model", "tiny", "--json"]
+    words += ["--rows", "200", "--steps", "2"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {row["name"]: row for row in json.loads(done.stdout)}
+    assert figures["linnet-small-card-speed"]["min"] > 0
+    assert 0.1 < figures["linnet-small-card-memory"]["max"] < 4
+    assert figures["linnet-small-card-all-epochs"]["max"] > 0
+    assert ("There is no CUDA card here" in done.stderr) != torch.cuda.is_available()
+    assert not list(tmp_path.iterdir())
