@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from linnet import files
 from linnet.config import LoraConfig, Recipe
 from linnet.data.store import Store
 from linnet.errors import LinnetError
 from linnet.mirror import Mirror, unpack
-from linnet.model.gpt2 import GPT2Config
+from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.lora import load_trained
 from linnet.model.pretrained import read_config
 from linnet.preparing import SCRATCH, initial_model, prepare_store
@@ -37,6 +37,7 @@ from linnet.setup import (
     with_rows,
 )
 from linnet.training.checkpoint import Checkpoint, load_newest
+from linnet.training.loop import TrainState
 from linnet.training.plan import Plan
 from linnet.training.ranks import ALONE, Ranks
 from linnet.training.shards import shard
@@ -140,27 +141,24 @@ def open_session(
             world=ranks.world,
         )
     changes: list[Change] = []
-    if checkpoint is not None and trained is not None:
-        changes = changes_since(checkpoint, recipe=recipe, store=store)
-        # First what no --accept-changes allows, or the next message would advise it.
-        refuse_other_adapters(recipe_of(checkpoint).model.lora, recipe.model.lora, root=folder.root)
-        refuse_changes(changes, steps=(kept["steps"], plan.steps), root=folder.root, accepted=accept_changes)
-        refuse_other_shape(trained, model_config, root=folder.root)
+    if checkpoint is not None:
+        changes = accepted_changes(
+            checkpoint,
+            recipe=recipe,
+            store=store,
+            plan=plan,
+            model_config=model_config,
+            root=folder.root,
+            accepted=accept_changes,
+        )
         if recipe.model.lora.rank:
             initial = frozen_base(checkpoint.state["parent"], root=folder.root)
         for change in changes_of_machine(kept, plan):
             say(f"{change}.")
-    model = build_model(model_config, recipe=recipe, initial=initial, precision=plan.precision)
-    if plan.parallel == "fsdp":
-        if checkpoint is not None:
-            load_trained(model, checkpoint.weights)
-        shard(model, ranks)
-    state = build_state(model, recipe=recipe, plan=plan)
+    state = ready_state(
+        model_config, recipe=recipe, plan=plan, initial=initial, checkpoint=checkpoint, ranks=ranks
+    )
     if checkpoint is not None:
-        if plan.parallel != "fsdp":
-            state.load_weights(checkpoint.weights)
-        state.optimizer.load_state(checkpoint.optimizer)
-        state.load_numbers(checkpoint.state["loop"])
         if any(change.key in LENGTH for change in changes):
             state.stale_evaluations = 0  # A longer run is asked for: patience begins anew.
         if kept["device"] != plan.device or any(change.key in MEMORY for change in changes):
@@ -168,7 +166,7 @@ def open_session(
         elif state.most_rows is not None:
             plan = with_rows(plan, state.most_rows)
     if recipe.train.compile:
-        compile_blocks(model, plan.device, say=say)
+        compile_blocks(cast(GPT2, state.model), plan.device, say=say)
     return Session(
         recipe=recipe,
         folder=folder,
@@ -181,6 +179,54 @@ def open_session(
         stop=stop,
         ranks=ranks,
     )
+
+
+def accepted_changes(
+    checkpoint: Checkpoint,
+    *,
+    recipe: Recipe,
+    store: Store,
+    plan: Plan,
+    model_config: GPT2Config,
+    root: Path,
+    accepted: bool,
+) -> list[Change]:
+    """What is not as it was when the run was saved.
+
+    Raises:
+        LinnetError: something that cannot change, or that was not `accepted`.
+    """
+    state = checkpoint.state
+    changes = changes_since(checkpoint, recipe=recipe, store=store)
+    # First what no --accept-changes allows, or the next message would advise it.
+    refuse_other_adapters(recipe_of(checkpoint).model.lora, recipe.model.lora, root=root)
+    refuse_changes(changes, steps=(state["choices"]["steps"], plan.steps), root=root, accepted=accepted)
+    refuse_other_shape(GPT2Config(**state["model_config"]), model_config, root=root)
+    return changes
+
+
+def ready_state(
+    config: GPT2Config,
+    *,
+    recipe: Recipe,
+    plan: Plan,
+    initial: Path | None,
+    checkpoint: Checkpoint | None,
+    ranks: Ranks,
+) -> TrainState:
+    """Network and optimizer as they were at the checkpoint, or before the first step; with fsdp in shares."""
+    model = build_model(config, recipe=recipe, initial=initial, precision=plan.precision)
+    if plan.parallel == "fsdp":
+        if checkpoint is not None:
+            load_trained(model, checkpoint.weights)
+        shard(model, ranks)
+    state = build_state(model, recipe=recipe, plan=plan)
+    if checkpoint is not None:
+        if plan.parallel != "fsdp":
+            state.load_weights(checkpoint.weights)
+        state.optimizer.load_state(checkpoint.optimizer)
+        state.load_numbers(checkpoint.state["loop"])
+    return state
 
 
 def open_store(
