@@ -53,9 +53,11 @@ WAYS = {
     "llama.cpp-q8_0-1": Way("llama.cpp", "q8_0"),
     "linnet-fp32-1": Way("linnet", "fp32"),
     "linnet-bf16-1": Way("linnet", "bf16"),
+    "linnet-fp16-1": Way("linnet", "fp16"),
     "linnet-int8-1": Way("linnet", "int8"),
     "linnet-fp32-8": Way("linnet", "fp32", 8),
     "linnet-bf16-8": Way("linnet", "bf16", 8),
+    "linnet-fp16-8": Way("linnet", "fp16", 8),
     "linnet-int8-8": Way("linnet", "int8", 8),
 }
 PACKAGES = {
@@ -68,6 +70,8 @@ GOALS = (
     ("linnet-int8-1", "llama.cpp-q8_0-1", 1.2),
     ("linnet-bf16-1", "llama.cpp-f16-1", 1.0),
     ("linnet-bf16-8", "transformers-bf16-8", 3.0),
+    ("linnet-fp16-1", "llama.cpp-f16-1", 1.0),  # Without bf16 products, 16 bits are these.
+    ("linnet-fp16-8", "transformers-fp32-8", 3.0),
 )
 
 
@@ -84,7 +88,11 @@ def work_on(name: str) -> None:
     going = turns.wait()
     job = json.loads(Path("job.json").read_bytes())
     writer = make_writer(
-        way.who, way.precision, folder=Path(job["model"]), gguf=Path(f"{way.precision}.gguf")
+        way.who,
+        way.precision,
+        folder=Path(job["model"]),
+        gguf=Path(f"{way.precision}.gguf"),
+        together=way.texts > 1,
     )
     short, long = job["short"], job["long"]
     number = 0
@@ -112,6 +120,8 @@ def missing() -> dict[str, str]:
                 reasons[name] = f"{package} is not installed"
         if way.precision == "bf16" and not cpu_has_bf16():
             reasons[name] = "this CPU has no bf16 products"
+        if way.precision == "fp16" and cpu_has_bf16():
+            reasons[name] = "this CPU has bf16 products, which are faster"
     return reasons
 
 

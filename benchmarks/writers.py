@@ -6,6 +6,7 @@ Why    Everyone gets the same ids and must give back as many, with as many threa
 How    transformers and CTranslate2 only give whole texts: a call for one token is timed and taken off.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,20 +39,21 @@ class Writer:
         return time.perf_counter() - started
 
 
-def make_writer(who: str, precision: str, *, folder: Path, gguf: Path) -> Writer:
-    """Load the model of `who`."""
-    makers = {"linnet": _linnet, "transformers": _transformers, "ctranslate2": _ctranslate2}
+def make_writer(who: str, precision: str, *, folder: Path, gguf: Path, together: bool) -> Writer:
+    """Load the model of `who`; `together`: for several texts at once."""
     if who == "llama.cpp":
         return _llama(gguf)
-    return makers[who](folder, precision)
+    if who == "linnet":
+        return _linnet(folder, precision, together=together)
+    return {"transformers": _transformers, "ctranslate2": _ctranslate2}[who](folder, precision)
 
 
-def _linnet(folder: Path, precision: str) -> Writer:
+def _linnet(folder: Path, precision: str, *, together: bool) -> Writer:
     from linnet import load
     from linnet.generate.batch import Batch
     from linnet.generate.sampling import Sampling
 
-    model = load(folder, precision=precision, together=True)
+    model = load(folder, precision=precision, together=together)
     assert model.decoder is not None
     no_end = {model.tokenizer.end_of_text: -100.0}
 
@@ -104,6 +106,9 @@ def _ctranslate2(folder: Path, precision: str) -> Writer:
     converted = folder.parent / "ctranslate2"
     if not converted.is_dir():
         ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
+        config = json.loads((converted / "config.json").read_bytes())  # It writes a null that it cannot read.
+        config = {key: value for key, value in config.items() if value is not None}
+        (converted / "config.json").write_text(json.dumps(config))
     model = ctranslate2.Generator(
         str(converted), device="cpu", compute_type=precision, intra_threads=os.cpu_count() or 1
     )
