@@ -281,8 +281,7 @@ def holes(training: Training) -> int:
 
     Found by measuring (benchmarks/memory.py): the input of GELU in each block, where all is kept; with checkpointing
     what a block keeps, in the forward and in the backward pass, and in fp32 a half more of such inputs; a block's
-    slopes, the head's gradient (frozen: what was read in fp32), half of the matrices that are made anew from 8 bits
-    (in 16 bits all of them), Muon's work.
+    slopes, the head's gradient (frozen: what was read in fp32), Muon's work.
     """
     if training.device == "cuda":
         return 0
@@ -291,8 +290,7 @@ def holes(training: Training) -> int:
     if training.recompute:
         blocks = 2 * kept_of_a_block(training) + (3 * blocks // 2 if training.width == MASTER else 0)
     head = MASTER * model.vocab_size * model.n_embd
-    matrices = 2 * block_matrices(model) if training.lora.rank and training.lora.base == "int8" else 0
-    return blocks + backward_work(training) + head + matrices + muon_work(training)
+    return blocks + backward_work(training) + head + muon_work(training)
 
 
 def muon_work(training: Training) -> int:
