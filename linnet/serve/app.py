@@ -37,6 +37,7 @@ from linnet.serve.settings import Settings
 from linnet.serve.shelf import Shelf
 
 STATIC = Path(__file__).parent / "static"
+ASK_AGAIN = {"Cache-Control": "no-cache"}  # Or a page would run with scripts of the version before.
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
     for status, text in {
@@ -186,6 +187,15 @@ class Streamed(Response):
         await self.reply(scope, receive, send)
 
 
+class FreshFiles(StaticFiles):
+    """Static files of which a browser asks each time whether they are still the same."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(ASK_AGAIN)
+        return response
+
+
 def add_page(app: FastAPI) -> None:
     """The page in the browser."""
     if not (STATIC / "index.html").is_file():
@@ -193,9 +203,9 @@ def add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(STATIC / "index.html")
+        return FileResponse(STATIC / "index.html", headers=ASK_AGAIN)
 
-    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/static", FreshFiles(directory=STATIC))
 
 
 def add_errors(app: FastAPI) -> None:

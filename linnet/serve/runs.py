@@ -71,7 +71,8 @@ def runs_router(folder: Path) -> APIRouter:
 
     @router.get("/runs")
     def page() -> Response:
-        return FileResponse(STATIC / "runs.html", headers={"Content-Security-Policy": POLICY})
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(STATIC / "runs.html", headers=headers)
 
     @router.get("/static/page.json")
     def around() -> Response:

@@ -267,3 +267,13 @@ def test_pages_are_open_and_what_they_show_is_not(models: Path, tmp_path: Path) 
             assert ask(served, f"GET {path}")[0] == 401
         assert ask(served, "GET /runs/data", f"Authorization: Bearer {KEY}")[0] == 200
         assert KEY not in served.said
+
+
+def test_a_page_never_runs_scripts_of_another_version(server: Served) -> None:
+    with server.http() as client:
+        for path in ("/", "/static/chat.js", "/static/style.css"):
+            answer = client.get(path)
+            assert answer.headers["cache-control"] == "no-cache"
+            again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
+            assert again.status_code == (200 if path == "/" else 304)
+            assert again.headers["cache-control"] == "no-cache"
