@@ -57,19 +57,19 @@ class Plain:
 
 
 class Int8:
-    """Weights as int8 codes [O, I] with a scale for each output channel, rounded to `dtype`: for both kernels alike.
+    """Weights as int8 codes [O, I] with a scale for each output channel.
 
-    bf16 on a CPU that multiplies it, else fp32, in which torch's kernel is exact.
+    torch's kernel wants bf16 on both sides; the scales are rounded to it for `many` too, so that both are one matrix.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.codes, scale = quantize(weight)
-        self.scale = scale.flatten().to(dtype)
+        self.scale = scale.flatten().bfloat16()
         self.bias = None if bias is None else bias.to(dtype)
         self.dtype = dtype
 
     def few(self, x: Tensor) -> Tensor:
-        y = torch._weight_int8pack_mm(x, self.codes, self.scale)
+        y = torch._weight_int8pack_mm(x.bfloat16(), self.codes, self.scale).to(self.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
     def many(self, x: Tensor) -> Tensor:
