@@ -190,6 +190,11 @@ def memory_gb(device: str) -> float:
     """Peak memory of this process so far, in 1e9 bytes: the allocator's on CUDA, else resident memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
+    try:  # Linux. There `ru_maxrss` begins with the peak of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    except (OSError, IndexError):
+        pass
     try:
         import resource
     except ImportError:  # Windows has no resource module.
