@@ -106,8 +106,10 @@ def _ctranslate2(folder: Path, precision: str) -> Writer:
     converted = folder.parent / "ctranslate2"
     if not converted.is_dir():
         ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
-        config = json.loads((converted / "config.json").read_bytes())  # It writes a null that it cannot read.
-        config = {key: value for key, value in config.items() if value is not None}
+        config = json.loads((converted / "config.json").read_bytes())
+        config["unk_token"] = (
+            config["unk_token"] or config["eos_token"]
+        )  # It cannot read the null that it wrote.
         (converted / "config.json").write_text(json.dumps(config))
     model = ctranslate2.Generator(
         str(converted), device="cpu", compute_type=precision, intra_threads=os.cpu_count() or 1

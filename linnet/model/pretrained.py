@@ -258,9 +258,8 @@ def _read(stored: _Stored, name: str, *, mapped: bool) -> Tensor:
     if not mapped or tensor.ndim == 1:
         # A copy of its own: what safe_open gives may lie in the mapped file, which can change or vanish.
         tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    least, most = (
-        tensor.aminmax()
-    )  # NaN goes through both; `isfinite` would make two more tensors of this size.
+    # NaN goes through both; `isfinite` of all would make two more tensors of this size.
+    least, most = tensor.aminmax()
     if not (least.isfinite() and most.isfinite()):
         raise LinnetError(
             f"{stored.path}: {stored.name} holds NaN or infinity; take an older copy of the model."

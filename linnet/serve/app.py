@@ -198,8 +198,6 @@ class FreshFiles(StaticFiles):
 
 def add_page(app: FastAPI) -> None:
     """The page in the browser."""
-    if not (STATIC / "index.html").is_file():
-        return
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -7,6 +7,8 @@ import pytest
 
 from linnet import api
 from linnet.generate.engine import Model
+from tests.browser import Browser, chromium
+from tests.serve.pages import Reader
 from tests.serve.servers import Served, serving, write_models
 
 
@@ -32,3 +34,15 @@ def talk(models: Path) -> Model:
 @pytest.fixture(scope="session")
 def plain(models: Path) -> Model:
     return api.load(models / "plain", together=True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@pytest.fixture
+def reader(browser: Browser, server: Served) -> Reader:
+    """Before the chat of the server, with nothing kept from before."""
+    return Reader(browser, server.url)

@@ -3,28 +3,16 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser import Browser, chromium, needs_chromium
+from tests.browser import Browser, needs_chromium
 from tests.serve.pages import LAST, WRITING, Reader
 from tests.serve.servers import Served, serving
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
-
-
-@pytest.fixture
-def reader(browser: Browser, server: Served) -> Reader:
-    return Reader(browser, server.url)
 
 
 def answered(server: Served, said: list[tuple[str, str]], **options: Any) -> str:

@@ -1,13 +1,12 @@
 """How the chat looks, light, dark and on a phone, and whether everybody can read and use it."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import linnet
-from tests.browser import Browser, chromium, needs_chromium
+from tests.browser import Browser, needs_chromium
 from tests.serve.pages import Reader
 from tests.serve.servers import Served
 
@@ -15,17 +14,6 @@ STATIC = Path(linnet.__file__).parent / "serve" / "static"
 TEMPLATES = STATIC.parent.parent / "templates"
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
-
-
-@pytest.fixture
-def reader(browser: Browser, server: Served) -> Reader:
-    return Reader(browser, server.url)
 
 
 def test_light_dark_and_the_switch(browser: Browser, server: Served) -> None:

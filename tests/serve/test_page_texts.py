@@ -11,7 +11,7 @@ import linnet
 from linnet.model.chat_template import write_template
 from linnet.model.pretrained import save_model
 from linnet.turns.template import CHAT
-from tests.browser import Browser, chromium, needs_chromium
+from tests.browser import Browser, needs_chromium
 from tests.generate.networks import scripted
 from tests.model.examples import tokenizer
 from tests.serve.dripping import dripping
@@ -26,12 +26,6 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
 def server(models: Path) -> Iterator[Served]:
     """talk, plain, endless, and one that writes what it should not, under a name that it should not have."""
     hostile = scripted(HOSTILE, prompt="Go", template=CHAT)
@@ -43,11 +37,6 @@ def server(models: Path) -> Iterator[Served]:
     names = [str(models / name) for name in ("talk", "plain", "endless", HOSTILE_NAME)]
     with serving(*names, "--precision", "fp32") as served:
         yield served
-
-
-@pytest.fixture
-def reader(browser: Browser, server: Served) -> Reader:
-    return Reader(browser, server.url)
 
 
 def test_nothing_that_a_model_writes_or_is_called_runs(browser: Browser, server: Served) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from linnet.files import Lock
 from linnet.track.metrics import RowFile
-from tests.browser import Browser, chromium, needs_chromium
+from tests.browser import Browser, needs_chromium
 from tests.serve.pages import go_on
 from tests.serve.servers import Served, serving
 from tests.track.test_report import HOSTILE, make_run
@@ -116,12 +116,6 @@ def test_many_may_look_at_once(server: Served) -> None:
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
 
 
 GRAPH = "document.getElementById('figure-loss')"
