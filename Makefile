@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
-SETTINGS := pyproject.toml constraints.txt
+SETTINGS := pyproject.toml constraints.txt linnet/generate/kernels.c
 
 .PHONY: help demo test test-slow torture online check format bench docs install clean
 help: ## this list

@@ -88,10 +88,10 @@ def choose_precision(requested: str, device: str) -> Choice:
 
 
 def choose_writing_precision(requested: str) -> Choice:
-    """What the weights of a model that only writes are held in, of fp32, bf16, fp16 and int8; for "auto" the fastest.
+    """What the weights of a model that only writes are held in: fp32, bf16, fp16 or int8.
 
-    Writing reads all weights for each token, so fewer bytes are faster, unless widening them takes longer: on two cores
-    with AVX2 a token of GPT-2 124M takes 26 ms in int8 and less in fp16 (docs/performance.md).
+    For "auto" the fastest that is as good as fp32. Writing reads all weights for each token, so fewer bytes are faster.
+    int8 is quicker still than 16 bits, but changes what a model writes: who wants it asks for it (docs/performance.md).
     """
     if requested != "auto":
         return Choice(requested, "asked for")

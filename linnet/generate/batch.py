@@ -1,6 +1,6 @@
 """Texts that are written at the same time, each exactly as if it were alone.
 
-What   `Batch.step()` is one pass of the network: a piece of a prompt that is not read yet, and one new token for
+What   `Batch.step()` reads a piece of a prompt that is not read yet, or some short ones, and writes one new token of
        each text whose prompt is. Texts come and go between steps (continuous batching).
 Why    A pass for eight texts takes hardly longer than for one: the weights are read once.
 How    A text has a row of ids, of which a `Memory` holds what the network has read. Of a new text all but the last
@@ -15,9 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from linnet.generate.decoder import MOST_READ, Decoder, Memory
+from linnet.generate.decoder import CHUNK, MOST_READ, Decoder, Memory
 from linnet.generate.prompt_cache import PromptCache
 from linnet.generate.rows import Row
+
+# A shorter prompt takes hardly less time than one of so many ids, since all weights are read for it, too.
+SHORTEST_READ = CHUNK // 2
 
 
 class Text(Protocol):
@@ -73,10 +76,12 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One pass. Texts that have ended are dropped."""
+        """One new token of each text that can have one. Texts that have ended are dropped."""
+        room = MOST_READ
         for reader in self._readers:
-            if reader.unread > 0 and self._read(reader):
-                break
+            cost = max(SHORTEST_READ, min(reader.unread, MOST_READ))
+            if reader.unread > 0 and cost <= room and self._read(reader):
+                room -= cost
         ready = [reader for reader in self._readers if reader.unread == 0]
         if not ready:
             return

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.device import cpu_has_bf16
+from linnet.generate.kernels import HEAD_SIZE, kernels
 from linnet.generate.products import Precision, make_product
 from linnet.model.gpt2 import GPT2, Block, GPT2Config
 
@@ -30,9 +31,9 @@ from linnet.model.gpt2 import GPT2, Block, GPT2Config
 CHUNK = 64
 # Most tokens that are read in a pass: others who write wait for no longer than that.
 MOST_READ = 4 * CHUNK
-# Where several texts are written, products have a multiple of so many rows: fewer round differently (MKL's 1, 2, 3, 5
-# and 7 rows in fp32; FBGEMM's blocks of 1 and 2 rows in fp16, and 6 is its whole block). bf16 and int8 never do.
-FIXED_ROWS = {"fp32": 8, "fp16": 6}
+
+Attend = Callable[[int, Tensor], Tensor]
+"""A layer's number and its queries, keys and values [N, 3 * C] -> [N, C]."""
 
 
 class Memory:
@@ -68,8 +69,11 @@ class Decoder:
         self.dtype = torch.bfloat16 if half else torch.float32
         if precision == "fp16" and not on_cpu:
             self.dtype = torch.float16
-        self.fixed_rows = (FIXED_ROWS.get(precision, 1) if on_cpu else FIXED_ROWS["fp32"]) if together else 1
         self.head = make_product(network.wte.weight, None, precision=precision, dtype=self.dtype)
+        self.head_size = self.config.n_embd // self.config.n_head
+        usable = on_cpu and self.dtype == torch.float32 and self.head_size % HEAD_SIZE == 0
+        self.compiled = kernels() if usable else None
+        self.fixed_rows = self.head.alike if together else 1
         self.positions = network.wpe.weight.detach().to(self.dtype)
         self.last_norm = _Norm(network.ln_f, self.dtype)
         blocks = cast("Iterable[Block]", network.h)
@@ -96,7 +100,17 @@ class Decoder:
         padding = -count % self.fixed_rows
         places = [memory.length for memory in memories]
         numbers = torch.tensor([list(ids) + [0] * padding, places + [0] * padding], device=self.device)
-        n_head, head_size = self.config.n_head, self.config.n_embd // self.config.n_head
+        attend = (self._compiled_attention if self.compiled else self._attention)(memories, places)
+        x = self.head.rows(numbers[0]) + self.positions[numbers[1]]
+        for number, layer in enumerate(self.layers):
+            x = layer.few(x, attend=attend, number=number)
+        for memory in memories:
+            memory.length += 1
+        return self.head.few(self.last_norm(x))[:count].float().cpu()
+
+    def _attention(self, memories: Sequence[Memory], places: Sequence[int]) -> Attend:
+        """Of the newest token of each text, one text after the other."""
+        n_head, head_size = self.config.n_head, self.head_size
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             heads = qkv.view(-1, 3, n_head, 1, head_size)
@@ -107,12 +121,23 @@ class Decoder:
                 out[text] = _attend(heads[text, :1], kept[:, :, : place + 1])
             return out.view(len(qkv), -1)
 
-        x = self.head.rows(numbers[0]) + self.positions[numbers[1]]
-        for number, layer in enumerate(self.layers):
-            x = layer.few(x, attend=attend, number=number)
-        for memory in memories:
-            memory.length += 1
-        return self.head.few(self.last_norm(x))[:count].float().cpu()
+        return attend
+
+    def _compiled_attention(self, memories: Sequence[Memory], places: Sequence[int]) -> Attend:
+        """The same of all texts in one call."""
+        assert self.compiled is not None
+        call, threads = self.compiled.attend, torch.get_num_threads()
+        count, n_head, head_size = len(memories), self.config.n_head, self.head_size
+        # Where each memory is, how many tokens it has room for, and the place of the new one.
+        table = torch.tensor([[m.kept.data_ptr() for m in memories], [m.size for m in memories], places])
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            out = qkv.new_zeros(len(qkv), n_head * head_size)
+            pointers = (tensor.data_ptr() for tensor in (qkv, out, table))
+            call(*pointers, count, layer, n_head, head_size, threads)
+            return out
+
+        return attend
 
     def scores(self, hidden: Tensor) -> Tensor:
         """hidden [N, C] -> [N, V] in fp32: of a prompt, all at once."""
@@ -130,7 +155,7 @@ class Decoder:
         start, end = memory.length, memory.length + len(ids)
         edges = [*range(start, end, CHUNK), end]
         masks = [_causal(last - first, last, like=self.positions) for first, last in pairwise(edges)]
-        n_head, head_size = self.config.n_head, self.config.n_embd // self.config.n_head
+        n_head, head_size = self.config.n_head, self.head_size
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             heads = qkv.view(len(ids), 3, n_head, head_size).permute(1, 2, 0, 3)  # [3, H, N, D]
@@ -169,11 +194,11 @@ class _Layer:
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 
-    def few(self, x: Tensor, *, attend: Callable[[int, Tensor], Tensor], number: int) -> Tensor:
+    def few(self, x: Tensor, *, attend: Attend, number: int) -> Tensor:
         x = x + self.attn_proj.few(attend(number, self.c_attn.few(self.ln_1(x))))
         return x + self.mlp_proj.few(F.gelu(self.c_fc.few(self.ln_2(x)), approximate="tanh"))
 
-    def many(self, x: Tensor, *, attend: Callable[[int, Tensor], Tensor], number: int) -> Tensor:
+    def many(self, x: Tensor, *, attend: Attend, number: int) -> Tensor:
         x = x + self.attn_proj.many(attend(number, self.c_attn.many(self.ln_1(x))))
         return x + self.mlp_proj.many(F.gelu(self.c_fc.many(self.ln_2(x)), approximate="tanh"))
 

@@ -4,9 +4,9 @@ What   `make_product(weight, bias, precision)` holds a matrix in the form that i
        tokens of some texts, `many(x)` for a piece of a prompt.
 Why    A new token takes each weight once, so the speed of one text is bytes of the weights over the memory's bandwidth:
        weights of 8 bits are a quarter of those in 32. A prompt is bound by arithmetic, where narrow weights only cost.
-How    fp32 and bf16: torch's own product. fp16 on a CPU: FBGEMM's, which reads weights in 16 bits and computes in 32.
-       8 bits: weight = scale x code, a scale for each output channel. Few rows go through torch's kernel for such
-       weights, which widens them in registers; for many the matrix is widened first.
+How    fp32 and bf16: torch's own product. 8 bits: weight = scale x code, a scale for each output channel. On a CPU
+       16 bits, and without bf16 products 8 bits, are read by the kernel of kernels.c, where that was compiled; else 16
+       bits by FBGEMM's, and 8 bits by torch's for few rows, while for many the matrix is widened first.
 
 Shapes: N rows (tokens), I input channels, O output channels.
 """
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnet.device import cpu_has_bf16
+from linnet.generate.kernels import CHANNELS, Kernels, kernels
 from linnet.model.lora import dequantize, quantize
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -26,6 +28,9 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 class Product(Protocol):
     """One matrix of a network, and its bias."""
+
+    alike: int
+    """`few` rounds a row alike in any number of rows that is a multiple of this."""
 
     def few(self, x: Tensor) -> Tensor:
         """[N, I] -> [N, O], for some rows."""
@@ -46,6 +51,8 @@ class Plain:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
         self.bias = bias
+        # MKL's 1, 2, 3, 5 and 7 rows round differently in fp32; bf16 never does.
+        self.alike = 1 if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 else 8
 
     def few(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -63,6 +70,7 @@ class Int8:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.alike = 1 if weight.device.type == "cpu" else 8
         self.codes, scale = quantize(weight)
         self.scale = scale.flatten().bfloat16()
         self.bias = None if bias is None else bias.to(dtype)
@@ -80,8 +88,44 @@ class Int8:
         return dequantize(self.codes[ids], self.scale[ids, None].float(), self.dtype)
 
 
+class Narrow:
+    """Weights as int8 codes or in fp16, read by the kernel of kernels.c; all else in fp32, where a row of y never
+    depends on the rows beside it.
+    """
+
+    alike = 1
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision, compiled: Kernels) -> None:
+        self.scale: Tensor | None = None
+        if precision == "int8":
+            self.weight, scale = quantize(weight)
+            self.scale = scale.flatten()
+        else:
+            self.weight = weight.half().contiguous()
+        self.bias = None if bias is None else bias.float()
+        self.product = compiled.product
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in (self.scale, self.bias))
+        self.matrix = (self.weight.data_ptr(), self.weight.element_size(), *addresses, *self.weight.shape)
+
+    def few(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = x.new_empty(len(x), len(self.weight))
+        self.product(x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads(), *self.matrix)
+        return y
+
+    many = few
+
+    def rows(self, ids: Tensor) -> Tensor:
+        if self.scale is None:
+            return self.weight[ids].float()
+        return dequantize(self.weight[ids], self.scale[ids, None], torch.float32)
+
+
 class Half:
     """Weights in fp16, packed for FBGEMM; all else in fp32. A head keeps a second copy, for its rows."""
+
+    alike = 6
+    """Blocks of 1 and 2 rows round differently; 6 is a whole block."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
@@ -101,8 +145,13 @@ class Half:
 def make_product(weight: Tensor, bias: Tensor | None, *, precision: Precision, dtype: torch.dtype) -> Product:
     """The matrix [O, I] in `precision`, with results in `dtype`."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
+    on_cpu = weight.device.type == "cpu"
+    # torch's kernel for 8 bits was made for bf16 activations: with such products it took 2.4 ms for all of 124M's.
+    narrow = precision == "fp16" or (precision == "int8" and not cpu_has_bf16())
+    if on_cpu and narrow and weight.shape[1] % CHANNELS == 0 and (compiled := kernels()):
+        return Narrow(weight, bias, precision, compiled)
     if precision == "int8":
         return Int8(weight, bias, dtype)
-    if precision == "fp16" and weight.device.type == "cpu":
+    if precision == "fp16" and on_cpu:
         return Half(weight, bias)
     return Plain(weight.to(dtype), None if bias is None else bias.to(dtype))

@@ -27,6 +27,7 @@ import torch
 from linnet.errors import UsageError
 from linnet.generate.batch import Batch
 from linnet.generate.engine import Model
+from linnet.generate.kernels import kernels
 from linnet.model.chat_template import read_template
 from linnet.model.pretrained import read_config
 from linnet.model.resolve import resolve_model
@@ -99,7 +100,8 @@ class Place:
         for path in sorted(self.folder.glob("*.safetensors")):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        digest.update(f"{self.precision} {torch.__version__} {torch.cpu.get_capabilities()}".encode())
+        ways = f"{self.precision} {torch.__version__} {torch.cpu.get_capabilities()} {kernels() is not None}"
+        digest.update(ways.encode())
         return f"fp_{digest.hexdigest()[:16]}"
 
     def entry(self) -> dict[str, Any]:

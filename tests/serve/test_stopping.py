@@ -155,26 +155,33 @@ def test_a_damaged_model_is_said_to_the_client(models: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_idle_models_give_their_memory_back(tmp_path: Path) -> None:
-    """Each of these takes 4 * 35 MB in fp32; what is left of them is little, and they come back when asked."""
+    """Each of these takes 4 * 35 MB in fp32; what is left of them is little, and they come back when asked.
+
+    What the first use leaves behind for good (code and buffers of torch, some 55 MB) is not theirs.
+    """
     size = 0
     for name in ("one", "two"):
         network = GPT2(GPT2Config(300, 1024, 768, 5, 12))
         size = 4 * sum(parameter.numel() for parameter in network.parameters())
         (tmp_path / name).mkdir()
         save_model(tmp_path / name, network, tokenizer=tokenizer())
-    words = [str(tmp_path / "one"), str(tmp_path / "two"), "--precision", "fp32", "--idle-minutes", "0.03"]
+    words = [str(tmp_path / "one"), str(tmp_path / "two"), "--precision", "fp32", "--idle-minutes", "0.1"]
     with serving(*words) as server:
         process = psutil.Process(server.process.pid)
         ask = {"prompt": "x" * 600, "max_tokens": 20, "n": 4}
-        for _ in range(2):
-            before = process.memory_info().rss
+        before = 0
+        for round in range(3):
             for name in ("one", "two"):
                 assert server.post("/v1/completions", ask | {"model": name}).status_code == 200
-            assert process.memory_info().rss - before > 1.5 * size
+            loaded = process.memory_info().rss
             assert server.metric("linnet_models_loaded") >= 1
             until = time.monotonic() + 20
             while server.metric("linnet_models_loaded"):
                 assert time.monotonic() < until
                 time.sleep(0.1)
             time.sleep(0.3)
-            assert process.memory_info().rss - before < 0.4 * size
+            given_back = process.memory_info().rss
+            if round > 0:
+                assert loaded - before > 1.5 * size
+                assert given_back - before < 0.4 * size
+            before = given_back

@@ -1,0 +1,123 @@
+"""The kernels of kernels.c against torch's operations, at sizes that end within a tile, a block or a vector."""
+
+import platform
+import shutil
+import sysconfig
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from linnet.generate.decoder import Decoder
+from linnet.generate.kernels import CHANNELS, HEAD_SIZE, kernels
+from linnet.generate.products import Narrow, make_product
+from linnet.model.gpt2 import GPT2, GPT2Config
+from linnet.model.lora import dequantize
+
+compiled = pytest.mark.skipif(kernels() is None, reason="kernels.c was not compiled, or this CPU has no AVX2")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="kernels.c is for x86")
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx2"), reason="this CPU has no AVX2")
+def test_they_are_there_where_a_compiler_was():
+    if shutil.which(sysconfig.get_config_var("CC").split()[0]) is None:
+        pytest.skip("there is no C compiler")
+    assert kernels() is not None, "kernels.c is not compiled: pip install -e ."
+
+
+def narrow(out: int, channels: int, precision: str, *, bias: bool = True) -> tuple[Narrow, torch.Tensor]:
+    """A product, and its matrix in fp64."""
+    torch.manual_seed(out + channels)
+    weight = torch.randn(out, channels)
+    product = make_product(
+        weight, torch.randn(out) if bias else None, precision=precision, dtype=torch.float32
+    )
+    if not isinstance(product, Narrow):
+        pytest.skip("bf16 products take 8 bits better here")
+    if product.scale is None:
+        return product, product.weight.double()
+    return product, dequantize(product.weight, product.scale[:, None].double(), torch.float64)
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize(("out", "channels"), [(1, 16), (33, 48), (64, 160), (257, 768), (96, 3072)])
+def test_products_are_those_of_the_matrix(precision, out, channels):
+    product, matrix = narrow(out, channels, precision)
+    bare, bare_matrix = narrow(out, channels, precision, bias=False)
+    for rows in (1, 2, 3, 4, 5, 7, 8, 11, 63, 64, 65, 66, 67, 70):
+        x = torch.randn(rows, channels)
+        close = {"atol": 2e-6 * channels**0.5, "rtol": 0}
+        wanted = x.double() @ matrix.T + product.bias.double()
+        torch.testing.assert_close(product.few(x).double(), wanted, **close)
+        torch.testing.assert_close(bare.few(x).double(), x.double() @ bare_matrix.T, **close)
+    ids = torch.tensor([out - 1, 0])
+    assert torch.equal(product.rows(ids).double(), matrix[ids].float().double())
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_row_does_not_depend_on_the_number_of_rows(precision):
+    product, _ = narrow(101, 160, precision)
+    x = torch.randn(130, 160)
+    alone = torch.cat([product.few(row[None]) for row in x])
+    for rows in range(1, 131):
+        assert torch.equal(product.few(x[:rows]), alone[:rows]), rows
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(product.few(x), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@compiled
+def test_input_that_is_not_contiguous_is_read_right():
+    product, matrix = narrow(33, 48, "fp16")
+    x = torch.randn(48, 5).T
+    wanted = x.double() @ matrix.T + product.bias.double()
+    torch.testing.assert_close(product.few(x).double(), wanted, atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_other_widths_take_another_way(precision):
+    product = make_product(torch.randn(8, CHANNELS + 8), None, precision=precision, dtype=torch.float32)
+    assert not isinstance(product, Narrow)
+    assert product.few(torch.randn(2, CHANNELS + 8)).shape == (2, 8)
+
+
+@compiled
+@pytest.mark.parametrize("size", [HEAD_SIZE, 64, 80])
+def test_attention_is_that_of_torch_for_each_text(size):
+    layers, heads = 3, 2
+    network = GPT2(GPT2Config(50, 64, heads * size, layers, heads))
+    decoder = Decoder(network, together=True)
+    assert decoder.compiled is not None
+    places, rooms = [0, 1, 7, 40, 63], [64, 2, 9, 41, 64]
+    memories = [decoder.memory(room=room) for room in rooms]
+    for memory in memories:
+        memory.kept.normal_()
+    before = [memory.kept.clone() for memory in memories]
+    qkv = torch.randn(8, 3 * heads * size) * 2  # three rows more than texts
+    out = decoder._compiled_attention(memories, places)(1, qkv)
+    parts = qkv.view(8, 3, heads, size)
+    for text, (memory, place) in enumerate(zip(memories, places, strict=True)):
+        before[text][1, :, :, place] = parts[text, 1:]
+        assert torch.equal(memory.kept, before[text])  # Only there, and only in this layer.
+        keys, values = memory.kept[1, :, None, :, : place + 1]
+        wanted = F.scaled_dot_product_attention(parts[text, 0][None, :, None], keys, values)
+        torch.testing.assert_close(out[text], wanted.flatten(), atol=1e-5, rtol=1e-5)
+    assert not out[5:].any()
+
+
+@compiled
+def test_attention_of_large_scores_stays_finite():
+    decoder = Decoder(GPT2(GPT2Config(50, 64, 16, 1, 2)))
+    memory = decoder.memory(room=8)
+    memory.kept.fill_(1e18)
+    out = decoder._compiled_attention([memory], [5])(0, torch.full((1, 48), 1e18))
+    assert torch.isfinite(out).all()
+
+
+def test_a_head_that_does_not_fit_takes_torchs_attention():
+    assert Decoder(GPT2(GPT2Config(50, 64, 24, 1, 2))).compiled is None
