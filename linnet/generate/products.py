@@ -4,9 +4,9 @@ What   `make_product(weight, bias, precision)` holds a matrix in the form that i
        tokens of some texts, `many(x)` for a piece of a prompt.
 Why    A new token takes each weight once, so the speed of one text is bytes of the weights over the memory's bandwidth:
        weights of 8 bits are a quarter of those in 32. A prompt is bound by arithmetic, where narrow weights only cost.
-How    fp32 and bf16: torch's own product. 8 bits: weight = scale x code, a scale for each output channel. On a CPU
-       16 bits, and without bf16 products 8 bits, are read by the kernel of kernels.c, where that was compiled; else 16
-       bits by FBGEMM's, and 8 bits by torch's for few rows, while for many the matrix is widened first.
+How    bf16: torch's own product. 8 bits: weight = scale x code, a scale for each output channel. On a CPU fp32 and
+       fp16, and without bf16 products 8 bits, are read by the kernel of kernels.c, where that was compiled; else fp16
+       by FBGEMM's, and 8 bits by torch's for few rows, while for many the matrix is widened first.
 
 Shapes: N rows (tokens), I input channels, O output channels.
 """
@@ -88,8 +88,8 @@ class Int8:
         return dequantize(self.codes[ids], self.scale[ids, None].float(), self.dtype)
 
 
-class Narrow:
-    """Weights as int8 codes or in fp16, read by the kernel of kernels.c; all else in fp32, where a row of y never
+class Compiled:
+    """Weights as int8 codes, in fp16 or in fp32, read by the kernel of kernels.c; all else in fp32. A row of y never
     depends on the rows beside it.
     """
 
@@ -101,7 +101,7 @@ class Narrow:
             self.weight, scale = quantize(weight)
             self.scale = scale.flatten()
         else:
-            self.weight = weight.half().contiguous()
+            self.weight = weight.to(torch.float16 if precision == "fp16" else torch.float32).contiguous()
         self.bias = None if bias is None else bias.float()
         self.product = compiled.product
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in (self.scale, self.bias))
@@ -113,7 +113,10 @@ class Narrow:
         self.product(x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads(), *self.matrix)
         return y
 
-    many = few
+    def many(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == torch.float32:  # MKL is faster where arithmetic counts.
+            return F.linear(x, self.weight, self.bias)
+        return self.few(x)
 
     def rows(self, ids: Tensor) -> Tensor:
         if self.scale is None:
@@ -147,9 +150,9 @@ def make_product(weight: Tensor, bias: Tensor | None, *, precision: Precision, d
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     on_cpu = weight.device.type == "cpu"
     # torch's kernel for 8 bits was made for bf16 activations: with such products it took 2.4 ms for all of 124M's.
-    narrow = precision == "fp16" or (precision == "int8" and not cpu_has_bf16())
-    if on_cpu and narrow and weight.shape[1] % CHANNELS == 0 and (compiled := kernels()):
-        return Narrow(weight, bias, precision, compiled)
+    ours = precision in ("fp32", "fp16") or (precision == "int8" and not cpu_has_bf16())
+    if on_cpu and ours and weight.shape[1] % CHANNELS == 0 and (compiled := kernels()):
+        return Compiled(weight, bias, precision, compiled)
     if precision == "int8":
         return Int8(weight, bias, dtype)
     if precision == "fp16" and on_cpu:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from linnet.generate.decoder import Decoder
 from linnet.generate.kernels import CHANNELS, HEAD_SIZE, kernels
-from linnet.generate.products import Narrow, make_product
+from linnet.generate.products import Compiled, make_product
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.lora import dequantize
 
@@ -25,14 +25,14 @@ def test_they_are_there_where_a_compiler_was():
     assert kernels() is not None, "kernels.c is not compiled: pip install -e ."
 
 
-def narrow(out: int, channels: int, precision: str, *, bias: bool = True) -> tuple[Narrow, torch.Tensor]:
+def made(out: int, channels: int, precision: str, *, bias: bool = True) -> tuple[Compiled, torch.Tensor]:
     """A product, and its matrix in fp64."""
     torch.manual_seed(out + channels)
     weight = torch.randn(out, channels)
     product = make_product(
         weight, torch.randn(out) if bias else None, precision=precision, dtype=torch.float32
     )
-    if not isinstance(product, Narrow):
+    if not isinstance(product, Compiled):
         pytest.skip("bf16 products take 8 bits better here")
     if product.scale is None:
         return product, product.weight.double()
@@ -40,11 +40,11 @@ def narrow(out: int, channels: int, precision: str, *, bias: bool = True) -> tup
 
 
 @compiled
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
 @pytest.mark.parametrize(("out", "channels"), [(1, 16), (33, 48), (64, 160), (257, 768), (96, 3072)])
 def test_products_are_those_of_the_matrix(precision, out, channels):
-    product, matrix = narrow(out, channels, precision)
-    bare, bare_matrix = narrow(out, channels, precision, bias=False)
+    product, matrix = made(out, channels, precision)
+    bare, bare_matrix = made(out, channels, precision, bias=False)
     for rows in (1, 2, 3, 4, 5, 7, 8, 11, 63, 64, 65, 66, 67, 70):
         x = torch.randn(rows, channels)
         close = {"atol": 2e-6 * channels**0.5, "rtol": 0}
@@ -56,9 +56,9 @@ def test_products_are_those_of_the_matrix(precision, out, channels):
 
 
 @compiled
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
 def test_a_row_does_not_depend_on_the_number_of_rows(precision):
-    product, _ = narrow(101, 160, precision)
+    product, _ = made(101, 160, precision)
     x = torch.randn(130, 160)
     alone = torch.cat([product.few(row[None]) for row in x])
     for rows in range(1, 131):
@@ -73,16 +73,16 @@ def test_a_row_does_not_depend_on_the_number_of_rows(precision):
 
 @compiled
 def test_input_that_is_not_contiguous_is_read_right():
-    product, matrix = narrow(33, 48, "fp16")
+    product, matrix = made(33, 48, "fp16")
     x = torch.randn(48, 5).T
     wanted = x.double() @ matrix.T + product.bias.double()
     torch.testing.assert_close(product.few(x).double(), wanted, atol=3e-5, rtol=3e-5)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
 def test_other_widths_take_another_way(precision):
     product = make_product(torch.randn(8, CHANNELS + 8), None, precision=precision, dtype=torch.float32)
-    assert not isinstance(product, Narrow)
+    assert not isinstance(product, Compiled)
     assert product.few(torch.randn(2, CHANNELS + 8)).shape == (2, 8)
 
 
