@@ -72,6 +72,7 @@ GOALS = (
     ("linnet-bf16-8", "transformers-bf16-8", 3.0),
     ("linnet-fp16-1", "llama.cpp-f16-1", 1.0),  # Without bf16 products, 16 bits are these.
     ("linnet-fp16-8", "transformers-fp32-8", 3.0),
+    ("linnet-int8-8", "transformers-fp32-8", 3.0),
 )
 
 
@@ -112,13 +113,14 @@ def work_on(name: str) -> None:
 def missing() -> dict[str, str]:
     """Candidates that cannot be measured here, and why."""
     from linnet.device import cpu_has_bf16
+    from linnet.generate.kernels import kernels
 
     reasons = {}
     for name, way in WAYS.items():
         for package in PACKAGES.get(way.who, ()):
             if importlib.util.find_spec(package) is None:
                 reasons[name] = f"{package} is not installed"
-        if way.precision == "bf16" and not cpu_has_bf16():
+        if way.precision == "bf16" and not cpu_has_bf16() and (way.who != "linnet" or kernels() is None):
             reasons[name] = "this CPU has no bf16 products"
         if way.precision == "fp16" and cpu_has_bf16():
             reasons[name] = "this CPU has bf16 products, which are faster"

@@ -15,6 +15,7 @@ Shapes: B texts, N tokens, C channels (`n_embd`), H heads, D = C / H, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -23,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.device import cpu_has_bf16
-from linnet.generate.kernels import HEAD_SIZE, kernels
-from linnet.generate.products import Precision, make_product
+from linnet.generate.kernels import CHANNELS, HEAD_SIZE, kernels
+from linnet.generate.products import Precision, Product, make_product
 from linnet.model.gpt2 import GPT2, Block, GPT2Config
 
 # Queries that attend at once; what a prompt cache keeps are whole chunks.
@@ -64,20 +65,21 @@ class Decoder:
         self.config = network.config
         self.precision = precision
         self.device = network.wte.weight.device
+        self.head_size = self.config.n_embd // self.config.n_head
         on_cpu = self.device.type == "cpu"
+        fits = self.config.n_embd % CHANNELS == 0 and self.head_size % HEAD_SIZE == 0
+        self.compiled = kernels() if on_cpu and fits else None
         half = precision == "bf16" or (precision == "int8" and (not on_cpu or cpu_has_bf16()))
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.dtype = torch.bfloat16 if half and not self.compiled else torch.float32
         if precision == "fp16" and not on_cpu:
             self.dtype = torch.float16
-        self.head = make_product(network.wte.weight, None, precision=precision, dtype=self.dtype)
-        self.head_size = self.config.n_embd // self.config.n_head
-        usable = on_cpu and self.dtype == torch.float32 and self.head_size % HEAD_SIZE == 0
-        self.compiled = kernels() if usable else None
+        make = partial(make_product, precision=precision, dtype=self.dtype, compiled=self.compiled)
+        self.head = make(network.wte.weight, None)
         self.fixed_rows = self.head.alike if together else 1
         self.positions = network.wpe.weight.detach().to(self.dtype)
         self.last_norm = _Norm(network.ln_f, self.dtype)
         blocks = cast("Iterable[Block]", network.h)
-        self.layers = [_Layer(block, precision=precision, dtype=self.dtype) for block in blocks]
+        self.layers = [_Layer(block, make=make, dtype=self.dtype) for block in blocks]
 
     def memory(self, *, room: int) -> Memory:
         """For a text of at most `room` tokens, or as many as the window has."""
@@ -187,10 +189,10 @@ class _Norm:
 class _Layer:
     """A block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, block: Block, *, precision: Precision, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, *, make: Callable[..., Product], dtype: torch.dtype) -> None:
         self.ln_1, self.ln_2 = _Norm(block.ln_1, dtype), _Norm(block.ln_2, dtype)
         self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
-            make_product(linear.weight, linear.bias, precision=precision, dtype=dtype)
+            make(linear.weight, linear.bias)
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 

@@ -16,26 +16,33 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* With constants for bytes, rows and outputs. */
+#define INLINE static inline __attribute__((always_inline)) /* With constants for kind, rows and outputs. */
 #define UNROLL _Pragma("GCC unroll 4")
 enum { LANES = 8, HALVES = 2, STEP = LANES * HALVES };
 enum { MOST_ROWS = 4, MOST_OUTPUTS = 2 }; /* Of a tile. */
 enum { BLOCK = 32 };                      /* Outputs whose weights stay in the nearest cache while all rows pass. */
 enum { MANY = 64 };                       /* Rows from which on arithmetic takes longer than reading the weights. */
 
+/* Of the weights; the numbers are those of kernels.py. PAIRS: weights and x in bf16, multiplied by twos. */
+typedef enum { INT8, FP16, BF16, FP32, PAIRS } Kind;
+
 typedef struct {
-    const float *x;
+    const float *x; /* Of PAIRS bf16. */
     const char *w;
     const float *scale, *bias;
     float *y;
     long in, out;
 } Product;
 
-/* 8 weights: codes of one byte, fp16 numbers of two, or fp32 numbers. */
-INLINE __m256 widen(const char *w, int bytes) {
-    if (bytes == 4) return _mm256_loadu_ps((const float *)w);
-    if (bytes == 1) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)w)));
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)w));
+INLINE int bytes_of(Kind kind) { return kind == INT8 ? 1 : kind == FP32 ? 4 : 2; }
+
+/* 8 weights. */
+INLINE __m256 widen(const char *w, Kind kind) {
+    if (kind == FP32) return _mm256_loadu_ps((const float *)w);
+    if (kind == INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)w)));
+    __m128i sixteen = _mm_loadu_si128((const __m128i *)w);
+    if (kind == FP16) return _mm256_cvtph_ps(sixteen);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(sixteen), 16));
 }
 
 INLINE float sum(__m256 v) {
@@ -45,7 +52,7 @@ INLINE float sum(__m256 v) {
 }
 
 /* Rows n ... n + rows of y, columns o ... o + outputs. */
-INLINE void tile(const Product *p, int bytes, int rows, int outputs, long n, long o) {
+INLINE void tile(const Product *p, Kind kind, int rows, int outputs, long n, long o) {
     __m256 sums[HALVES][MOST_ROWS][MOST_OUTPUTS];
     UNROLL for (int half = 0; half < HALVES; half++)
         UNROLL for (int row = 0; row < rows; row++)
@@ -55,7 +62,7 @@ INLINE void tile(const Product *p, int bytes, int rows, int outputs, long n, lon
             long at = k + half * LANES;
             __m256 weights[MOST_OUTPUTS];
             UNROLL for (int output = 0; output < outputs; output++)
-                weights[output] = widen(p->w + ((o + output) * p->in + at) * bytes, bytes);
+                weights[output] = widen(p->w + ((o + output) * p->in + at) * bytes_of(kind), kind);
             UNROLL for (int row = 0; row < rows; row++) {
                 __m256 x = _mm256_loadu_ps(p->x + (n + row) * p->in + at);
                 UNROLL for (int output = 0; output < outputs; output++)
@@ -72,37 +79,72 @@ INLINE void tile(const Product *p, int bytes, int rows, int outputs, long n, lon
 }
 
 /* Tiles of these rows, side by side. */
-INLINE void strip(const Product *p, int bytes, int rows, int outputs, long n, long first, long last) {
+INLINE void strip(const Product *p, Kind kind, int rows, int outputs, long n, long first, long last) {
     long o = first;
-    for (; o + outputs <= last; o += outputs) tile(p, bytes, rows, outputs, n, o);
-    for (; o < last; o++) tile(p, bytes, rows, 1, n, o);
+    for (; o + outputs <= last; o += outputs) tile(p, kind, rows, outputs, n, o);
+    for (; o < last; o++) tile(p, kind, rows, 1, n, o);
 }
 
-INLINE void product(const Product *p, int bytes, long rows, int threads) {
+INLINE void product(const Product *p, Kind kind, long rows, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long first = 0; first < p->out; first += BLOCK) {
         long last = first + BLOCK < p->out ? first + BLOCK : p->out;
         long n = 0;
         if (rows >= MANY) /* Fewer loads for each multiplication. */
-            for (; n + 3 <= rows; n += 3) strip(p, bytes, 3, 2, n, first, last);
-        for (; n + 4 <= rows; n += 4) strip(p, bytes, 4, 1, n, first, last);
-        if (rows - n == 3) strip(p, bytes, 3, 1, n, first, last);
-        if (rows - n == 2) strip(p, bytes, 2, 1, n, first, last);
-        if (rows - n == 1) strip(p, bytes, 1, 1, n, first, last);
+            for (; n + 3 <= rows; n += 3) strip(p, kind, 3, 2, n, first, last);
+        for (; n + 4 <= rows; n += 4) strip(p, kind, 4, 1, n, first, last);
+        if (rows - n == 3) strip(p, kind, 3, 1, n, first, last);
+        if (rows - n == 2) strip(p, kind, 2, 1, n, first, last);
+        if (rows - n == 1) strip(p, kind, 1, 1, n, first, last);
     }
 }
 
-/* x [rows, in], y [rows, out], w [out, in] as codes (bytes = 1), fp16 (2) or fp32 (4), scale and bias [out] or
-   null; `in` is a multiple of 16. */
-void linnet_product(const float *x, float *y, long rows, int threads, const void *w, int bytes, const float *scale,
+/* Processors with AVX-512 BF16 multiply two pairs of bf16 and add both products to a sum, all at once. */
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+enum { PAIRED = 32 };
+
+INLINE AVX512 void tile_pairs(const Product *p, int rows, long n, long o) {
+    const uint16_t *x = (const uint16_t *)p->x + n * p->in, *w = (const uint16_t *)p->w + o * p->in;
+    __m512 sums[HALVES][MOST_ROWS];
+    UNROLL for (int half = 0; half < HALVES; half++)
+        UNROLL for (int row = 0; row < rows; row++) sums[half][row] = _mm512_setzero_ps();
+    for (long k = 0; k < p->in; k += HALVES * PAIRED)
+        UNROLL for (int half = 0; half < HALVES; half++) {
+            long at = k + half * PAIRED;
+            __m512bh weights = (__m512bh)_mm512_loadu_si512(w + at);
+            UNROLL for (int row = 0; row < rows; row++)
+                sums[half][row] = _mm512_dpbf16_ps(
+                    sums[half][row], (__m512bh)_mm512_loadu_si512(x + row * p->in + at), weights);
+        }
+    UNROLL for (int row = 0; row < rows; row++) {
+        float y = _mm512_reduce_add_ps(_mm512_add_ps(sums[0][row], sums[1][row]));
+        p->y[(n + row) * p->out + o] = p->bias ? y + p->bias[o] : y;
+    }
+}
+
+static AVX512 void product_pairs(const Product *p, long rows, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long first = 0; first < p->out; first += BLOCK) {
+        long last = first + BLOCK < p->out ? first + BLOCK : p->out;
+        long n = 0;
+        for (; n + 4 <= rows; n += 4)
+            for (long o = first; o < last; o++) tile_pairs(p, 4, n, o);
+        for (; n < rows; n++)
+            for (long o = first; o < last; o++) tile_pairs(p, 1, n, o);
+    }
+}
+
+/* x [rows, in], y [rows, out], w [out, in], scale and bias [out] or null; `in` is a multiple of 16, of PAIRS 64. */
+void linnet_product(const void *x, float *y, long rows, int threads, const void *w, int kind, const float *scale,
                     const float *bias, long out, long in) {
     Product p = {x, w, scale, bias, y, in, out};
-    if (bytes == 1)
-        product(&p, 1, rows, threads);
-    else if (bytes == 2)
-        product(&p, 2, rows, threads);
-    else
-        product(&p, 4, rows, threads);
+    switch (kind) {
+    case INT8: product(&p, INT8, rows, threads); break;
+    case FP16: product(&p, FP16, rows, threads); break;
+    case BF16: product(&p, BF16, rows, threads); break;
+    case FP32: product(&p, FP32, rows, threads); break;
+    case PAIRS: product_pairs(&p, rows, threads); break;
+    }
 }
 
 /* One head of one text: q [size] over keys and values [count, size] -> out [size]. */

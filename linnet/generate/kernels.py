@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,8 +20,21 @@ import torch
 
 CHANNELS = 16
 """The input channels of a product come in multiples of so many."""
+PAIRED_CHANNELS = 64
+"""And those of PAIRS of so many."""
 HEAD_SIZE = 8
-"""And so do the numbers of a head."""
+"""And the numbers of a head of so many."""
+
+
+class Kind(IntEnum):
+    """Of the weights of a product."""
+
+    INT8 = 0
+    FP16 = 1
+    BF16 = 2
+    FP32 = 3
+    PAIRS = 4
+    """bf16, and so is what they are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,19 @@ class Kernels:
     """What C calls `long` is 64 bits here; tensors are given by their `data_ptr()`, None is a null pointer."""
 
     product: Callable[..., None]
-    """(x, y, rows, threads, w, bytes, scale, bias, out, in)"""
+    """(x, y, rows, threads, w, kind, scale, bias, out, in)"""
     attend: Callable[..., None]
     """(qkv, out, table, texts, layer, heads, size, threads)"""
+    pairs: bool
+    """Whether there are products of PAIRS."""
 
 
 @cache
 def kernels() -> Kernels | None:
     """None where they were not compiled, or where this CPU has no AVX2."""
     path = Path(__file__).with_name(f"_kernels{EXTENSION_SUFFIXES[0]}")
-    if not torch.cpu.get_capabilities().get("avx2"):
+    capabilities = torch.cpu.get_capabilities()
+    if not capabilities.get("avx2"):
         return None
     try:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
@@ -48,4 +65,12 @@ def kernels() -> Kernels | None:
     product.argtypes = [address, address, size, number, address, number, address, address, size, size]
     attend.argtypes = [address, address, address, size, size, size, size, number]
     product.restype = attend.restype = None
-    return Kernels(product, attend)
+    return Kernels(product, attend, bool(capabilities.get("avx512_bf16")) and _multiplies_pairs(product))
+
+
+def _multiplies_pairs(product: Callable[..., None]) -> bool:
+    """Tried with whole numbers, which leave nothing to rounding: we had no processor with AVX-512 BF16 to test on."""
+    x, w = (torch.arange(rows * 128).remainder(7).sub(3).bfloat16().view(rows, 128) for rows in (5, 34))
+    y = torch.empty(5, 34)
+    product(x.data_ptr(), y.data_ptr(), 5, 1, w.data_ptr(), Kind.PAIRS, None, None, 34, 128)
+    return torch.equal(y, x.float() @ w.float().T)

@@ -4,9 +4,9 @@ What   `make_product(weight, bias, precision)` holds a matrix in the form that i
        tokens of some texts, `many(x)` for a piece of a prompt.
 Why    A new token takes each weight once, so the speed of one text is bytes of the weights over the memory's bandwidth:
        weights of 8 bits are a quarter of those in 32. A prompt is bound by arithmetic, where narrow weights only cost.
-How    bf16: torch's own product. 8 bits: weight = scale x code, a scale for each output channel. On a CPU fp32 and
-       fp16, and without bf16 products 8 bits, are read by the kernel of kernels.c, where that was compiled; else fp16
-       by FBGEMM's, and 8 bits by torch's for few rows, while for many the matrix is widened first.
+How    The kernels of kernels.c, where they were compiled (`Compiled`). Elsewhere torch's: fp32 and bf16 as they are,
+       fp16 on a CPU by FBGEMM. 8 bits: weight = scale x code, a scale for each output channel; torch's kernel for them
+       is for few rows, for many the matrix is widened first.
 
 Shapes: N rows (tokens), I input channels, O output channels.
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.device import cpu_has_bf16
-from linnet.generate.kernels import CHANNELS, Kernels, kernels
+from linnet.generate.kernels import PAIRED_CHANNELS, Kernels, Kind
 from linnet.model.lora import dequantize, quantize
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -67,10 +67,13 @@ class Int8:
     """Weights as int8 codes [O, I] with a scale for each output channel.
 
     torch's kernel wants bf16 on both sides; the scales are rounded to it for `many` too, so that both are one matrix.
+    With bf16 products it took 2.4 ms for all of GPT-2 124M's, one row each; without, it widens by hand.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.alike = 1 if weight.device.type == "cpu" else 8
+        on_cpu = weight.device.type == "cpu"
+        self.alike = 1 if on_cpu else 8
+        self.wide = torch.bfloat16 if not on_cpu or cpu_has_bf16() else dtype  # bf16 has all codes, too.
         self.codes, scale = quantize(weight)
         self.scale = scale.flatten().bfloat16()
         self.bias = None if bias is None else bias.to(dtype)
@@ -81,41 +84,57 @@ class Int8:
         return y if self.bias is None else y.add_(self.bias)
 
     def many(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.codes.to(self.dtype)).mul_(self.scale)  # bf16 has all codes, too
+        y = F.linear(x.to(self.wide), self.codes.to(self.wide)).mul_(self.scale).to(self.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
     def rows(self, ids: Tensor) -> Tensor:
         return dequantize(self.codes[ids], self.scale[ids, None].float(), self.dtype)
 
 
+KINDS = {"int8": Kind.INT8, "fp16": Kind.FP16, "bf16": Kind.BF16, "fp32": Kind.FP32}
+HELD = {
+    Kind.FP16: torch.float16,
+    Kind.BF16: torch.bfloat16,
+    Kind.PAIRS: torch.bfloat16,
+    Kind.FP32: torch.float32,
+}
+
+
 class Compiled:
-    """Weights as int8 codes, in fp16 or in fp32, read by the kernel of kernels.c; all else in fp32. A row of y never
+    """Weights as int8 codes, in fp16, bf16 or fp32, read by the kernel of kernels.c; all else in fp32. A row of y never
     depends on the rows beside it.
     """
 
     alike = 1
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision, compiled: Kernels) -> None:
+        self.kind = KINDS[precision]
+        if self.kind == Kind.BF16 and compiled.pairs and weight.shape[1] % PAIRED_CHANNELS == 0:
+            self.kind = Kind.PAIRS
         self.scale: Tensor | None = None
-        if precision == "int8":
+        if self.kind == Kind.INT8:
             self.weight, scale = quantize(weight)
             self.scale = scale.flatten()
         else:
-            self.weight = weight.to(torch.float16 if precision == "fp16" else torch.float32).contiguous()
+            self.weight = weight.to(HELD[self.kind]).contiguous()
         self.bias = None if bias is None else bias.float()
         self.product = compiled.product
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in (self.scale, self.bias))
-        self.matrix = (self.weight.data_ptr(), self.weight.element_size(), *addresses, *self.weight.shape)
+        self.matrix = (self.weight.data_ptr(), self.kind, *addresses, *self.weight.shape)
 
     def few(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
         y = x.new_empty(len(x), len(self.weight))
+        x = (x.bfloat16() if self.kind == Kind.PAIRS else x).contiguous()
         self.product(x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads(), *self.matrix)
         return y
 
     def many(self, x: Tensor) -> Tensor:
-        if self.weight.dtype == torch.float32:  # MKL is faster where arithmetic counts.
+        """torch's products are faster where arithmetic counts, if the processor multiplies such numbers."""
+        if self.kind == Kind.FP32:
             return F.linear(x, self.weight, self.bias)
+        if self.kind == Kind.PAIRS:
+            y = F.linear(x.bfloat16(), self.weight).float()
+            return y if self.bias is None else y.add_(self.bias)
         return self.few(x)
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -145,16 +164,20 @@ class Half:
         return F.embedding(ids, self.halves).float()
 
 
-def make_product(weight: Tensor, bias: Tensor | None, *, precision: Precision, dtype: torch.dtype) -> Product:
-    """The matrix [O, I] in `precision`, with results in `dtype`."""
+def make_product(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    precision: Precision,
+    dtype: torch.dtype,
+    compiled: Kernels | None = None,
+) -> Product:
+    """The matrix [O, I] in `precision`, with results in `dtype`; with `compiled` that is fp32, and I fits."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    on_cpu = weight.device.type == "cpu"
-    # torch's kernel for 8 bits was made for bf16 activations: with such products it took 2.4 ms for all of 124M's.
-    ours = precision in ("fp32", "fp16") or (precision == "int8" and not cpu_has_bf16())
-    if on_cpu and ours and weight.shape[1] % CHANNELS == 0 and (compiled := kernels()):
+    if compiled and not (precision == "int8" and cpu_has_bf16()):
         return Compiled(weight, bias, precision, compiled)
     if precision == "int8":
         return Int8(weight, bias, dtype)
-    if precision == "fp16" and on_cpu:
+    if precision == "fp16" and weight.device.type == "cpu":
         return Half(weight, bias)
     return Plain(weight.to(dtype), None if bias is None else bias.to(dtype))

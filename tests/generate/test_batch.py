@@ -9,7 +9,6 @@ import torch
 
 from linnet.device import cpu_has_bf16
 from linnet.generate import decoder as decoders
-from linnet.generate import products
 from linnet.generate.batch import Batch
 from linnet.generate.decoder import CHUNK, MOST_READ, Decoder
 from linnet.generate.engine import Model
@@ -26,7 +25,7 @@ from tests.generate.networks import shift
 from tests.model.examples import TEXT, tokenizer
 
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
-PRECISIONS: list[Precision] = ["fp32", "int8", "fp16", *["bf16"] * cpu_has_bf16()]
+PRECISIONS: list[Precision] = ["fp32", "int8", "fp16", "bf16"]
 
 
 @pytest.fixture(params=["compiled", "torch's"])
@@ -35,8 +34,7 @@ def own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
     if request.param == "compiled" and kernels() is None:
         pytest.skip("kernels.c was not compiled, or this CPU has no AVX2")
     if request.param != "compiled":
-        for module in (decoders, products):
-            monkeypatch.setattr(module, "kernels", lambda: None)
+        monkeypatch.setattr(decoders, "kernels", lambda: None)
     return request.param == "compiled"
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from linnet.device import cpu_has_bf16
 from linnet.generate.decoder import Decoder
-from linnet.generate.kernels import CHANNELS, HEAD_SIZE, kernels
-from linnet.generate.products import Compiled, make_product
+from linnet.generate.kernels import HEAD_SIZE, Kind, kernels
+from linnet.generate.products import Compiled
 from linnet.model.gpt2 import GPT2, GPT2Config
 from linnet.model.lora import dequantize
 
@@ -25,22 +26,27 @@ def test_they_are_there_where_a_compiler_was():
     assert kernels() is not None, "kernels.c is not compiled: pip install -e ."
 
 
+PRECISIONS = ["int8", "fp16", "bf16", "fp32"]
+
+
 def made(out: int, channels: int, precision: str, *, bias: bool = True) -> tuple[Compiled, torch.Tensor]:
     """A product, and its matrix in fp64."""
     torch.manual_seed(out + channels)
-    weight = torch.randn(out, channels)
-    product = make_product(
-        weight, torch.randn(out) if bias else None, precision=precision, dtype=torch.float32
-    )
-    if not isinstance(product, Compiled):
-        pytest.skip("bf16 products take 8 bits better here")
+    compiled = kernels()
+    assert compiled is not None
+    product = Compiled(torch.randn(out, channels), torch.randn(out) if bias else None, precision, compiled)
     if product.scale is None:
         return product, product.weight.double()
     return product, dequantize(product.weight, product.scale[:, None].double(), torch.float64)
 
 
+def read(product: Compiled, x: torch.Tensor) -> torch.Tensor:
+    """x as the kernel reads it."""
+    return (x.bfloat16() if product.kind == Kind.PAIRS else x).double()
+
+
 @compiled
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("out", "channels"), [(1, 16), (33, 48), (64, 160), (257, 768), (96, 3072)])
 def test_products_are_those_of_the_matrix(precision, out, channels):
     product, matrix = made(out, channels, precision)
@@ -48,15 +54,15 @@ def test_products_are_those_of_the_matrix(precision, out, channels):
     for rows in (1, 2, 3, 4, 5, 7, 8, 11, 63, 64, 65, 66, 67, 70):
         x = torch.randn(rows, channels)
         close = {"atol": 2e-6 * channels**0.5, "rtol": 0}
-        wanted = x.double() @ matrix.T + product.bias.double()
+        wanted = read(product, x) @ matrix.T + product.bias.double()
         torch.testing.assert_close(product.few(x).double(), wanted, **close)
-        torch.testing.assert_close(bare.few(x).double(), x.double() @ bare_matrix.T, **close)
+        torch.testing.assert_close(bare.few(x).double(), read(bare, x) @ bare_matrix.T, **close)
     ids = torch.tensor([out - 1, 0])
     assert torch.equal(product.rows(ids).double(), matrix[ids].float().double())
 
 
 @compiled
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_row_does_not_depend_on_the_number_of_rows(precision):
     product, _ = made(101, 160, precision)
     x = torch.randn(130, 160)
@@ -75,15 +81,18 @@ def test_a_row_does_not_depend_on_the_number_of_rows(precision):
 def test_input_that_is_not_contiguous_is_read_right():
     product, matrix = made(33, 48, "fp16")
     x = torch.randn(48, 5).T
-    wanted = x.double() @ matrix.T + product.bias.double()
+    wanted = read(product, x) @ matrix.T + product.bias.double()
     torch.testing.assert_close(product.few(x).double(), wanted, atol=3e-5, rtol=3e-5)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-def test_other_widths_take_another_way(precision):
-    product = make_product(torch.randn(8, CHANNELS + 8), None, precision=precision, dtype=torch.float32)
-    assert not isinstance(product, Compiled)
-    assert product.few(torch.randn(2, CHANNELS + 8)).shape == (2, 8)
+@compiled
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_rows_are_those_of_the_matrix(precision):
+    product, matrix = made(257, 768, precision)
+    x = torch.randn(64, 768)
+    wanted = read(product, x) @ matrix.T + product.bias.double()
+    close = {"atol": 0.3, "rtol": 1e-2} if product.kind == Kind.PAIRS else {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(product.many(x).double(), wanted, **close)
 
 
 @compiled
@@ -119,5 +128,14 @@ def test_attention_of_large_scores_stays_finite():
     assert torch.isfinite(out).all()
 
 
-def test_a_head_that_does_not_fit_takes_torchs_attention():
-    assert Decoder(GPT2(GPT2Config(50, 64, 24, 1, 2))).compiled is None
+@compiled
+@pytest.mark.parametrize(("width", "heads", "fits"), [(24, 3, False), (48, 2, True), (48, 4, False)])
+def test_other_widths_take_torchs_operations(width, heads, fits):
+    decoder = Decoder(GPT2(GPT2Config(50, 64, width, 1, heads)))
+    assert (decoder.compiled is not None) == isinstance(decoder.head, Compiled) == fits
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bf16 products")
+def test_pairs_are_there_where_the_processor_has_them():
+    compiled = kernels()
+    assert compiled is None or compiled.pairs == bool(torch.cpu.get_capabilities().get("avx512_bf16"))
