@@ -1,7 +1,7 @@
 """Texts that are written at the same time, each exactly as if it were alone.
 
-What   `Batch.step()` reads a piece of a prompt that is not read yet, or some short ones, and writes one new token of
-       each text whose prompt is. Texts come and go between steps (continuous batching).
+What   `Batch.step()` reads a piece of a prompt, or several that are short, and writes one new token of each text whose
+       prompt is read. Texts come and go between steps (continuous batching).
 Why    A pass for eight texts takes hardly longer than for one: the weights are read once.
 How    A text has a row of ids, of which a `Memory` holds what the network has read. Of a new text all but the last
        id is read, in pieces; the last one is decoded with those of the others.
@@ -51,6 +51,14 @@ class _Reader:
         """Ids that must be read before the last one can be decoded."""
         return len(self.text.row.ids) - 1 - self.memory.length
 
+    @property
+    def cost(self) -> int:
+        """Ids that its next piece takes the time of."""
+        unread = self.unread
+        if self.prompts is not None and self.memory.length == 0:
+            unread -= self.prompts.known(self.text.row.ids[:-1])
+        return max(SHORTEST_READ, min(unread, MOST_READ)) if unread else 0
+
 
 class Batch:
     """Some texts before one network.
@@ -76,11 +84,11 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One new token of each text that can have one. Texts that have ended are dropped."""
+        """Read a piece of what is not read, then one new token of each text that is. Who has ended is dropped."""
         room = MOST_READ
         for reader in self._readers:
-            cost = max(SHORTEST_READ, min(reader.unread, MOST_READ))
-            if reader.unread > 0 and cost <= room and self._read(reader):
+            if reader.unread > 0 and (cost := reader.cost) <= room:
+                self._read(reader)
                 room -= cost
         ready = [reader for reader in self._readers if reader.unread == 0]
         if not ready:
@@ -95,16 +103,15 @@ class Batch:
             elif reader.text.row.append(token):  # The row made room: all of it is read again.
                 reader.memory.length, reader.prompts = 0, None
 
-    def _read(self, reader: _Reader) -> bool:
-        """A piece of its prompt; False where all of it was read before, for another text."""
+    def _read(self, reader: _Reader) -> None:
+        """A piece of its prompt, unless all of it was read before, for another text."""
         ids, prompts = reader.text.row.ids[:-1], reader.prompts
         if prompts is not None and reader.memory.length == 0:
             # Not sooner: of texts that come together the first one reads.
             prompts.fill(reader.memory, ids)
             if reader.unread == 0:
-                return False
+                return
         start = reader.memory.length
         self.decoder.read(ids[start : start + MOST_READ], reader.memory)
         if prompts is not None:
             prompts.keep(reader.memory, ids[: reader.memory.length])
-        return True

@@ -7,7 +7,7 @@ Why    Training wants gradients and large products, writing wants few calls and 
        cache.
 How    Products go over the rows of all texts at once, attention over each text by itself. Whatever could change the
        rounding depends on the text alone: prompts are read in chunks that begin at multiples of CHUNK, and a product
-       whose rounding depends on the number of its rows always gets the same number (`Decoder.fixed_rows`).
+       whose rounding depends on the number of its rows gets a multiple that rounds alike (`Decoder.fixed_rows`).
 
 Shapes: B texts, N tokens, C channels (`n_embd`), H heads, D = C / H, V vocabulary, L layers, S room of a memory.
 """
@@ -24,14 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnet.device import cpu_has_bf16
-from linnet.generate.kernels import CHANNELS, HEAD_SIZE, kernels
+from linnet.generate.kernels import CHANNELS, HEAD_SIZE, Kernels, kernels
 from linnet.generate.products import Precision, Product, make_product
 from linnet.model.gpt2 import GPT2, Block, GPT2Config
 
 # Queries that attend at once; what a prompt cache keeps are whole chunks.
 CHUNK = 64
-# Most tokens that are read in a pass: others who write wait for no longer than that.
+# Most tokens that are read in a pass, and in a step of a batch: others who write wait for no longer than that.
 MOST_READ = 4 * CHUNK
+# So many numbers torch's GELU does not share among threads. It rounds the ends of their shares in another way, and
+# where those are depends on the number of rows.
+ONE_SHARE = 16_000
 
 Attend = Callable[[int, Tensor], Tensor]
 """A layer's number and its queries, keys and values [N, 3 * C] -> [N, C]."""
@@ -75,11 +78,11 @@ class Decoder:
             self.dtype = torch.float16
         make = partial(make_product, precision=precision, dtype=self.dtype, compiled=self.compiled)
         self.head = make(network.wte.weight, None)
-        self.fixed_rows = self.head.alike if together else 1
+        self.fixed_rows = self.head.alike if together else 1  # Its other matrices are of the same kind.
         self.positions = network.wpe.weight.detach().to(self.dtype)
         self.last_norm = _Norm(network.ln_f, self.dtype)
         blocks = cast("Iterable[Block]", network.h)
-        self.layers = [_Layer(block, make=make, dtype=self.dtype) for block in blocks]
+        self.layers = [_Layer(block, make=make, dtype=self.dtype, compiled=self.compiled) for block in blocks]
 
     def memory(self, *, room: int) -> Memory:
         """For a text of at most `room` tokens, or as many as the window has."""
@@ -130,6 +133,7 @@ class Decoder:
         assert self.compiled is not None
         call, threads = self.compiled.attend, torch.get_num_threads()
         count, n_head, head_size = len(memories), self.config.n_head, self.head_size
+        assert all(place < memory.size for memory, place in zip(memories, places, strict=True))
         # Where each memory is, how many tokens it has room for, and the place of the new one.
         table = torch.tensor([[m.kept.data_ptr() for m in memories], [m.size for m in memories], places])
 
@@ -189,20 +193,32 @@ class _Norm:
 class _Layer:
     """A block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, block: Block, *, make: Callable[..., Product], dtype: torch.dtype) -> None:
+    def __init__(
+        self, block: Block, *, make: Callable[..., Product], dtype: torch.dtype, compiled: Kernels | None
+    ) -> None:
         self.ln_1, self.ln_2 = _Norm(block.ln_1, dtype), _Norm(block.ln_2, dtype)
         self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
             make(linear.weight, linear.bias)
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 
+        self.compiled = compiled
+
     def few(self, x: Tensor, *, attend: Attend, number: int) -> Tensor:
         x = x + self.attn_proj.few(attend(number, self.c_attn.few(self.ln_1(x))))
-        return x + self.mlp_proj.few(F.gelu(self.c_fc.few(self.ln_2(x)), approximate="tanh"))
+        return x + self.mlp_proj.few(self._gelu(self.c_fc.few(self.ln_2(x))))
 
     def many(self, x: Tensor, *, attend: Attend, number: int) -> Tensor:
         x = x + self.attn_proj.many(attend(number, self.c_attn.many(self.ln_1(x))))
-        return x + self.mlp_proj.many(F.gelu(self.c_fc.many(self.ln_2(x)), approximate="tanh"))
+        return x + self.mlp_proj.many(self._gelu(self.c_fc.many(self.ln_2(x))))
+
+    def _gelu(self, x: Tensor) -> Tensor:
+        """Of numbers that nobody else needs."""
+        if self.compiled is None:
+            parts = torch.split(x, max(1, ONE_SHARE // x.shape[1])) if x.device.type == "cpu" else (x,)
+            return torch.cat([F.gelu(part, approximate="tanh") for part in parts])
+        self.compiled.gelu(x.data_ptr(), x.numel(), torch.get_num_threads())
+        return x
 
 
 def _attend(q: Tensor, kept: Tensor, *, mask: Tensor | None = None) -> Tensor:

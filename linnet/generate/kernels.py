@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+VERSION = 4
+"""That of kernels.c: a library that was compiled of an earlier one is not called."""
 CHANNELS = 16
 """The input channels of a product come in multiples of so many."""
 PAIRED_CHANNELS = 64
@@ -45,27 +47,34 @@ class Kernels:
     """(x, y, rows, threads, w, kind, scale, bias, out, in)"""
     attend: Callable[..., None]
     """(qkv, out, table, texts, layer, heads, size, threads)"""
+    gelu: Callable[..., None]
+    """(x, count, threads)"""
     pairs: bool
     """Whether there are products of PAIRS."""
 
 
 @cache
 def kernels() -> Kernels | None:
-    """None where they were not compiled, or where this CPU has no AVX2."""
+    """None where they were not compiled, or where this CPU has no AVX2 with what belongs to it."""
     path = Path(__file__).with_name(f"_kernels{EXTENSION_SUFFIXES[0]}")
     capabilities = torch.cpu.get_capabilities()
-    if not capabilities.get("avx2"):
+    if not all(capabilities.get(name) for name in ("avx2", "fma3", "f16c")):
         return None
     try:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-        product, attend = library.linnet_product, library.linnet_attend
-    except (OSError, AttributeError):
+        version = ctypes.c_int.in_dll(library, "linnet_version").value
+        product, attend, gelu = library.linnet_product, library.linnet_attend, library.linnet_gelu
+    except (OSError, AttributeError, ValueError):
+        return None
+    if version != VERSION:
         return None
     address, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
     product.argtypes = [address, address, size, number, address, number, address, address, size, size]
     attend.argtypes = [address, address, address, size, size, size, size, number]
-    product.restype = attend.restype = None
-    return Kernels(product, attend, bool(capabilities.get("avx512_bf16")) and _multiplies_pairs(product))
+    gelu.argtypes = [address, size, number]
+    product.restype = attend.restype = gelu.restype = None
+    pairs = bool(capabilities.get("avx512_bf16")) and _multiplies_pairs(product)
+    return Kernels(product, attend, gelu, pairs)
 
 
 def _multiplies_pairs(product: Callable[..., None]) -> bool:

@@ -117,14 +117,14 @@ class Compiled:
             self.scale = scale.flatten()
         else:
             self.weight = weight.to(HELD[self.kind]).contiguous()
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.float().contiguous()
         self.product = compiled.product
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in (self.scale, self.bias))
         self.matrix = (self.weight.data_ptr(), self.kind, *addresses, *self.weight.shape)
 
     def few(self, x: Tensor) -> Tensor:
-        y = x.new_empty(len(x), len(self.weight))
-        x = (x.bfloat16() if self.kind == Kind.PAIRS else x).contiguous()
+        y = x.new_empty(len(x), len(self.weight), dtype=torch.float32)
+        x = x.to(torch.bfloat16 if self.kind == Kind.PAIRS else torch.float32).contiguous()
         self.product(x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads(), *self.matrix)
         return y
 
@@ -172,8 +172,9 @@ def make_product(
     dtype: torch.dtype,
     compiled: Kernels | None = None,
 ) -> Product:
-    """The matrix [O, I] in `precision`, with results in `dtype`; with `compiled` that is fp32, and I fits."""
+    """The matrix [O, I] in `precision`, with results in `dtype`. `compiled`: where they fit I and `dtype` is fp32."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
+    # torch's kernel for 8 bits is the faster one where the CPU multiplies bf16: 2.4 ms for a token of GPT-2 124M.
     if compiled and not (precision == "int8" and cpu_has_bf16()):
         return Compiled(weight, bias, precision, compiled)
     if precision == "int8":

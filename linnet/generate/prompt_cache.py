@@ -10,6 +10,7 @@ The oldest use goes first when there are more than `most_bytes`.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import takewhile
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,10 @@ class PromptCache:
         self.most_bytes = most_bytes
         self.bytes = 0
         self.chunks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many at the beginning of `ids` are known."""
+        return CHUNK * sum(1 for _ in takewhile(self.chunks.__contains__, _keys(ids)))
 
     def fill(self, memory: Memory, ids: Sequence[int]) -> None:
         """Put into the empty `memory` as many chunks at the beginning of `ids` as are known."""

@@ -257,6 +257,43 @@ def test_short_prompts_are_read_together_and_long_ones_in_turns():
     assert written() == [6] * 8 + [5, 3, 1]
 
 
+def test_prompts_with_a_known_beginning_are_short():
+    model = model_of(network())
+    assert model.decoder is not None
+    batch = Batch(model.decoder, prompts=PromptCache(most_bytes=2**30))
+    shared = (TEXT * 4)[:300]
+
+    def ask() -> list[Writing]:
+        return [model.start(shared + str(number) * 9, seed=1, max_new_tokens=3) for number in range(3)]
+
+    assert len(ask()[0].prompt) > 3 * CHUNK
+    write(batch, ask()[:1])
+    later = ask()
+    for writing in later:
+        batch.add(writing)
+    batch.step()
+    assert [len(writing.tokens) for writing in later] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_rows_do_not_depend_on_their_number_with_any_threads(own, threads):
+    """1,024 wide: from 4 rows on torch shares the inputs of its operations among threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        shape = GPT2Config(300, 64, 1024, 2, 16, initializer_range=0.2)
+        for precision in ("fp32", "fp16", "int8"):
+            decoder = Decoder(GPT2(shape, seed=1), precision=precision, together=True)
+            with torch.inference_mode():
+                memories = [decoder.memory(room=4) for _ in range(16)]
+                whole = decoder.decode(list(range(16)), memories)
+                for count in (1, 3, 5, 8, 11):
+                    fresh = [decoder.memory(room=4) for _ in range(count)]
+                    assert torch.equal(decoder.decode(list(range(count)), fresh), whole[:count])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_texts_that_leave_change_nothing_for_the_others():
     model = model_of(network())
     assert model.decoder is not None

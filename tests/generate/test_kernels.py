@@ -21,8 +21,8 @@ compiled = pytest.mark.skipif(kernels() is None, reason="kernels.c was not compi
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="kernels.c is for x86")
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx2"), reason="this CPU has no AVX2")
 def test_they_are_there_where_a_compiler_was():
-    if shutil.which(sysconfig.get_config_var("CC").split()[0]) is None:
-        pytest.skip("there is no C compiler")
+    if shutil.which("gcc") is None or "gcc" not in (sysconfig.get_config_var("CC") or ""):
+        pytest.skip("C is not compiled by gcc here, whose OpenMP torch has")
     assert kernels() is not None, "kernels.c is not compiled: pip install -e ."
 
 
@@ -69,12 +69,27 @@ def test_a_row_does_not_depend_on_the_number_of_rows(precision):
     alone = torch.cat([product.few(row[None]) for row in x])
     for rows in range(1, 131):
         assert torch.equal(product.few(x[:rows]), alone[:rows]), rows
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        assert torch.equal(product.few(x), alone)
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(product.few(x), alone), threads
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gelu_is_that_of_torch(threads):
+    x = torch.cat(
+        [torch.linspace(-12, 12, 40_000), torch.randn(8_000), torch.tensor([0, -0.0, 1e30, -1e30] * 2)]
+    )
+    wanted = F.gelu(x.double(), approximate="tanh")
+    kernels().gelu(x.data_ptr(), x.numel(), threads)
+    torch.testing.assert_close(x.double(), wanted, atol=1e-6, rtol=1e-6)
+    odd = torch.tensor([torch.nan, torch.inf] * 4)
+    kernels().gelu(odd.data_ptr(), 8, threads)
+    assert odd.isnan().tolist() == [True, False] * 4
 
 
 @compiled
