@@ -26,6 +26,13 @@ def test_they_are_there_where_a_compiler_was():
     assert kernels() is not None, "kernels.c is not compiled: pip install -e ."
 
 
+@compiled
+def test_a_library_of_another_version_is_not_called(monkeypatch):
+    assert kernels.__wrapped__() is not None
+    monkeypatch.setattr("linnet.generate.kernels.VERSION", 0)
+    assert kernels.__wrapped__() is None
+
+
 PRECISIONS = ["int8", "fp16", "bf16", "fp32"]
 
 
