@@ -89,17 +89,28 @@ INLINE void strip(const Product *p, Kind kind, int rows, int outputs, long n, lo
     for (; o < last; o++) tile(p, kind, rows, 1, n, o);
 }
 
-INLINE void product(const Product *p, Kind kind, long rows, int threads) {
+/* Outputs first ... last of all rows. */
+INLINE void block(const Product *p, Kind kind, long rows, long first, long last) {
+    long n = 0;
+    if (rows >= MANY) /* Fewer loads for each multiplication. */
+        for (; n + 3 <= rows; n += 3) strip(p, kind, 3, 2, n, first, last);
+    for (; n + 4 <= rows; n += 4) strip(p, kind, 4, 1, n, first, last);
+    if (rows - n == 3) strip(p, kind, 3, 1, n, first, last);
+    if (rows - n == 2) strip(p, kind, 2, 1, n, first, last);
+    if (rows - n == 1) strip(p, kind, 1, 1, n, first, last);
+}
+
+/* The kind is told apart inside of the loop: gcc does not carry a constant from outside into its threads' function. */
+static void product(const Product *p, Kind kind, long rows, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long first = 0; first < p->out; first += BLOCK) {
         long last = first + BLOCK < p->out ? first + BLOCK : p->out;
-        long n = 0;
-        if (rows >= MANY) /* Fewer loads for each multiplication. */
-            for (; n + 3 <= rows; n += 3) strip(p, kind, 3, 2, n, first, last);
-        for (; n + 4 <= rows; n += 4) strip(p, kind, 4, 1, n, first, last);
-        if (rows - n == 3) strip(p, kind, 3, 1, n, first, last);
-        if (rows - n == 2) strip(p, kind, 2, 1, n, first, last);
-        if (rows - n == 1) strip(p, kind, 1, 1, n, first, last);
+        switch (kind) {
+        case INT8: block(p, INT8, rows, first, last); break;
+        case FP16: block(p, FP16, rows, first, last); break;
+        case BF16: block(p, BF16, rows, first, last); break;
+        default: block(p, FP32, rows, first, last);
+        }
     }
 }
 
@@ -143,13 +154,10 @@ static AVX512 void product_pairs(const Product *p, long rows, int threads) {
 void linnet_product(const void *x, float *y, long rows, int threads, const void *w, int kind, const float *scale,
                     const float *bias, long out, long in) {
     Product p = {x, w, scale, bias, y, in, out};
-    switch (kind) {
-    case INT8: product(&p, INT8, rows, threads); break;
-    case FP16: product(&p, FP16, rows, threads); break;
-    case BF16: product(&p, BF16, rows, threads); break;
-    case FP32: product(&p, FP32, rows, threads); break;
-    case PAIRS: product_pairs(&p, rows, threads); break;
-    }
+    if (kind == PAIRS)
+        product_pairs(&p, rows, threads);
+    else
+        product(&p, kind, rows, threads);
 }
 
 /* e^x of 8 numbers of at most 0, below -87 something that is nearly 0: 2^n e^r with |r| <= ln 2 / 2, e^r by its Taylor
