@@ -91,7 +91,8 @@ def choose_writing_precision(requested: str) -> Choice:
     """What the weights of a model that only writes are held in: fp32, bf16, fp16 or int8.
 
     For "auto" the fastest that is as good as fp32. Writing reads all weights for each token, so fewer bytes are faster.
-    int8 is quicker still than 16 bits, but changes what a model writes: who wants it asks for it (docs/performance.md).
+    int8 is quicker still than 16 bits, but changes what a model writes: who wants it asks for it (docs/performance.md),
+    or has a CPU for which torch has nothing in 16 bits.
     """
     if requested != "auto":
         return Choice(requested, "asked for")

@@ -56,7 +56,7 @@ def execute(notebook: Any, folder: Path) -> None:
     )
     environment = os.environ | {key: str(value) for key, value in isolated.items()} | nowhere
     with client.setup_kernel(env=environment):
-        # A heartbeat that is sent while the kernel goes waits for an answer without end: once in some 50 runs.
+        # A heartbeat that is sent while the kernel goes waits for an answer without end (seen once, in CI).
         client.kc.hb_channel.pause()
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)

@@ -169,7 +169,7 @@ def test_idle_models_give_their_memory_back(tmp_path: Path) -> None:
     with serving(*words) as server:
         process = psutil.Process(server.process.pid)
         ask = {"prompt": "x" * 600, "max_tokens": 20, "n": 4}
-        before = 0
+        before = process.memory_info().rss
         for round in range(3):
             for name in ("one", "two"):
                 assert server.post("/v1/completions", ask | {"model": name}).status_code == 200
@@ -181,7 +181,7 @@ def test_idle_models_give_their_memory_back(tmp_path: Path) -> None:
                 time.sleep(0.1)
             time.sleep(0.3)
             given_back = process.memory_info().rss
-            if round > 0:
-                assert loaded - before > 1.5 * size
-                assert given_back - before < 0.4 * size
+            assert loaded - before > 1.5 * size
+            # The first time with torch's own: 58 and 66 MB were seen, of 139 that a model has.
+            assert given_back - before < (0.4 if round else 0.75) * size
             before = given_back
